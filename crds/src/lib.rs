@@ -1,0 +1,1 @@
+//! The DebugSession API: types, rules, generated YAML.

@@ -1,0 +1,3 @@
+//! The real cluster, the workloads, the end-to-end tests, the demo and the benchmarks.
+
+fn main() {}

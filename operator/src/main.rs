@@ -1,0 +1,3 @@
+//! The controller of DebugSessions.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Snapshots into text and one-line summaries, with no I/O.

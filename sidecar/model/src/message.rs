@@ -1,0 +1,86 @@
+//! The messages that the operator and an agent exchange over the relay.
+//!
+//! The operator sends [`ToAgent::Hello`], the agent answers [`ToOperator::Hello`]; then requests may overlap, each
+//! told apart by its id. The agent keeps an outcome until [`ToAgent::Acknowledge`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Outcome, Reason, Request};
+
+/// From the operator to an agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "type",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum ToAgent {
+    /// First on every stream.
+    Hello {
+        /// [`crate::PROTOCOL`] of the operator.
+        protocol: u32,
+    },
+    /// Start a request, or attach to it.
+    Run {
+        /// The request.
+        request: Request,
+    },
+    /// End a request early: disarm or stop its script.
+    Cancel {
+        /// The request's id.
+        id: String,
+    },
+    /// The outcome is safe; the agent may forget it.
+    Acknowledge {
+        /// The request's id.
+        id: String,
+    },
+    /// Are you there?
+    Ping,
+    /// A message of a newer operator.
+    #[serde(other)]
+    Unknown,
+}
+
+/// From an agent to the operator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "type",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum ToOperator {
+    /// The answer to `Hello`.
+    Hello {
+        /// [`crate::PROTOCOL`] of the agent.
+        protocol: u32,
+        /// The sidecar's version.
+        version: String,
+        /// A random id of this run of the agent; another run refuses requests that name it.
+        instance: String,
+    },
+    /// The request is known and running.
+    Accepted {
+        /// The request's id.
+        id: String,
+    },
+    /// The request has ended. Repeated until acknowledged, whenever it is asked for again.
+    Finished {
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// The request was not begun and will not be.
+    Refused {
+        /// The request's id; empty for a message that could not be understood.
+        id: String,
+        /// Why.
+        reason: Reason,
+        /// Why, in a sentence.
+        message: String,
+    },
+    /// The answer to `Ping`.
+    Pong,
+    /// A message of a newer agent.
+    #[serde(other)]
+    Unknown,
+}

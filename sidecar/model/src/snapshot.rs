@@ -1,0 +1,178 @@
+//! What a Python process was doing at one instant: the documents that `stacks` and `tasks` print.
+//!
+//! Ids of objects in the target are strings of the form `0x7f12…`. Frames are innermost last, as in a traceback.
+
+use serde::{Deserialize, Serialize};
+
+/// One Python frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// The code object's `co_qualname`.
+    pub function: String,
+    /// The code object's `co_filename`, as the target knows it.
+    pub file: String,
+    /// The line that is being executed; `None` where the location table has none.
+    pub line: Option<i64>,
+    /// Local variables, present when they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locals: Option<Vec<Local>>,
+}
+
+/// One local variable of a frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// The variable's name.
+    pub name: String,
+    /// The name of the value's type; `unbound` when the variable has no value.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// The value, clipped, present when values were asked for and the type can be shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+/// The threads of every interpreter of one process: the document of `stacks`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stacks {
+    /// The interpreter's version, for example `3.14.8`.
+    pub python: String,
+    /// Every interpreter, the main one (id 0) first.
+    pub interpreters: Vec<Interpreter>,
+    /// How long a thread of the target was held still for this document, in microseconds.
+    pub paused_microseconds: u64,
+    /// What could not be read, in words. Empty when everything was.
+    pub problems: Vec<String>,
+}
+
+/// One interpreter and its threads.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interpreter {
+    /// `PyInterpreterState.id`; 0 is the main interpreter.
+    pub id: i64,
+    /// Its threads, the main thread first, then in the order they were started.
+    pub threads: Vec<Thread>,
+}
+
+/// One Python thread.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Thread {
+    /// The kernel's thread id in the PID namespace of whoever reads.
+    pub tid: u64,
+    /// Python's own thread id (`threading.get_ident()`), as `0x…`.
+    pub ident: String,
+    /// Python's full thread name where it could be read, otherwise the kernel's 15 bytes.
+    pub name: String,
+    /// Whether this is the interpreter's main thread.
+    pub main: bool,
+    /// Whether it held the GIL; `None` where that cannot be known (free-threaded builds).
+    pub holds_gil: Option<bool>,
+    /// What the kernel was doing with it.
+    pub state: ThreadState,
+    /// The system call it was blocked in.
+    pub syscall: Option<Syscall>,
+    /// Its frames, innermost last.
+    pub frames: Vec<Frame>,
+}
+
+/// What the kernel was doing with a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ThreadState {
+    /// On a CPU, or ready to run, and executing Python or C code.
+    Running,
+    /// Able to run but waiting for the GIL.
+    Runnable,
+    /// Blocked in the kernel.
+    #[default]
+    Blocked,
+}
+
+/// A system call a thread was blocked in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Syscall {
+    /// Its name, for example `futex`, or `syscall 999` where the number is not known.
+    pub name: String,
+    /// The interesting argument, for example `fd 7: socket`, or `None`.
+    pub detail: Option<String>,
+}
+
+/// Every asyncio task of every loop of one process: the document of `tasks`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tasks {
+    /// Event loops that run, or that own a task.
+    pub loops: Vec<Loop>,
+    /// Every task that is not done.
+    pub tasks: Vec<Task>,
+    /// Groups of tasks that wait for each other, each as the ids of one strongly connected component.
+    pub cycles: Vec<Vec<String>>,
+    /// How long a thread of the target was held still for this document, in microseconds.
+    pub paused_microseconds: u64,
+    /// What could not be read, in words. Empty when everything was.
+    pub problems: Vec<String>,
+}
+
+/// One event loop.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loop {
+    /// The loop object's address, `0x…`.
+    pub id: String,
+    /// The kernel's id of the thread it runs in; `None` when it does not run.
+    pub tid: Option<u64>,
+    /// The interpreter it belongs to.
+    pub interpreter: i64,
+    /// Whether the loop was running.
+    pub running: bool,
+}
+
+/// One asyncio task.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Task {
+    /// The task object's address, `0x…`.
+    pub id: String,
+    /// `Task.get_name()`.
+    pub name: String,
+    /// The id of its loop, or `None` where it could not be read.
+    #[serde(rename = "loop")]
+    pub loop_id: Option<String>,
+    /// The kernel's id of the thread that created it; `None` when that thread has ended.
+    pub tid: Option<u64>,
+    /// The interpreter it belongs to.
+    pub interpreter: i64,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Its coroutine stack, innermost last; a running task's goes on through the plain frames beneath.
+    pub coroutine: Vec<Frame>,
+    /// The ids of the tasks that wait for this one.
+    pub awaited_by: Vec<String>,
+    /// What it waits for now.
+    pub waiting_for: Option<WaitingFor>,
+}
+
+/// Where a task stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskState {
+    /// Its coroutine has not begun.
+    Created,
+    /// It waits for a future.
+    #[default]
+    Waiting,
+    /// What it waited for is there; its loop has not come round to it yet.
+    Ready,
+    /// Its loop is executing it.
+    Running,
+}
+
+/// The object a task waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingFor {
+    /// The name of the object's type, for example `Task`, `Future`.
+    pub kind: String,
+    /// Its address, `0x…`.
+    pub id: String,
+    /// What is known beyond that, for example the awaited task's name.
+    pub detail: Option<String>,
+}
