@@ -1,0 +1,110 @@
+//! Snapshots for this crate's tests.
+
+use sidewinder_model::{
+    Frame, Interpreter, Local, Loop, Stacks, Syscall, Task, TaskState, Tasks, Thread, ThreadState,
+    WaitingFor,
+};
+
+pub(crate) fn frame(function: &str, file: &str, line: i64) -> Frame {
+    Frame {
+        function: function.into(),
+        file: file.into(),
+        line: Some(line),
+        locals: None,
+    }
+}
+
+pub(crate) fn stacks() -> Stacks {
+    let main = Thread {
+        tid: 7,
+        ident: "0x1".into(),
+        name: "MainThread".into(),
+        main: true,
+        holds_gil: Some(false),
+        state: ThreadState::Blocked,
+        syscall: Some(Syscall {
+            name: "futex".into(),
+            detail: None,
+        }),
+        frames: vec![
+            frame("consume", "/app/app.py", 12),
+            frame("Condition.wait", "/usr/lib/python3.14/threading.py", 373),
+        ],
+    };
+    let mut spin = frame("spin", "/app/app.py", 20);
+    spin.locals = Some(vec![Local {
+        name: "n".into(),
+        type_name: "int".into(),
+        value: Some("3".into()),
+    }]);
+    let worker = Thread {
+        tid: 9,
+        ident: "0x2".into(),
+        name: "worker\u{1b}".into(),
+        holds_gil: Some(true),
+        state: ThreadState::Running,
+        frames: vec![spin],
+        ..Thread::default()
+    };
+    Stacks {
+        python: "3.14.8".into(),
+        interpreters: vec![Interpreter {
+            id: 0,
+            threads: vec![main, worker],
+        }],
+        paused_microseconds: 80,
+        problems: vec![],
+    }
+}
+
+pub(crate) fn tasks() -> Tasks {
+    let future = WaitingFor {
+        kind: "Future".into(),
+        id: "0x99".into(),
+        detail: Some("2 waiters".into()),
+    };
+    let task = |id: &str, name: &str| Task {
+        id: id.into(),
+        name: name.into(),
+        loop_id: Some("0x10".into()),
+        tid: Some(7),
+        ..Task::default()
+    };
+    let worker = || vec![frame("worker", "/app/app.py", 5)];
+    Tasks {
+        loops: vec![Loop {
+            id: "0x10".into(),
+            tid: Some(7),
+            interpreter: 0,
+            running: true,
+        }],
+        tasks: vec![
+            Task {
+                state: TaskState::Running,
+                coroutine: vec![frame("boss", "/app/app.py", 30)],
+                ..task("0x1", "boss")
+            },
+            Task {
+                coroutine: worker(),
+                awaited_by: vec!["0x1".into(), "0x4".into()],
+                waiting_for: Some(future.clone()),
+                ..task("0x2", "shared")
+            },
+            Task {
+                coroutine: worker(),
+                awaited_by: vec!["0x1".into()],
+                waiting_for: Some(future),
+                ..task("0x3", "lone")
+            },
+            Task {
+                waiting_for: Some(WaitingFor {
+                    kind: "Task".into(),
+                    id: "0x2".into(),
+                    detail: Some("shared".into()),
+                }),
+                ..task("0x4", "other")
+            },
+        ],
+        ..Tasks::default()
+    }
+}

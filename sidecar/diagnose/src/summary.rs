@@ -1,0 +1,299 @@
+//! One line per answer: what an engineer sees in `kubectl get debugsessions`.
+
+use std::collections::BTreeMap;
+
+use sidewinder_model::{
+    ExecOutcome, Frame, MAX_SUMMARY_CHARS, ProcessList, Stacks, Task, TaskState, Tasks, Thread,
+    ThreadState,
+};
+
+use crate::escape::{base_name, clip, line};
+
+/// `1 thread`, `2 threads`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    if number == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{number} {noun}s")
+    }
+}
+
+/// `pay.py:88 (charge)`.
+fn place(frame: &Frame) -> String {
+    match frame.line {
+        Some(number) => format!("{}:{number} ({})", base_name(&frame.file), frame.function),
+        None => format!("{} ({})", base_name(&frame.file), frame.function),
+    }
+}
+
+/// Whether a file belongs to the standard library or to no file at all, so that a reader looks for its caller.
+fn is_library(file: &str) -> bool {
+    file.starts_with('<')
+        || (file.contains("/lib/python3.")
+            && !file.contains("/site-packages/")
+            && !file.contains("/dist-packages/"))
+}
+
+/// Where a stack stands: the innermost frame, and the application's frame that led to it.
+fn standing(frames: &[Frame]) -> Option<String> {
+    let innermost = frames.last()?;
+    let own = frames.iter().rev().find(|frame| !is_library(&frame.file));
+    Some(match own {
+        Some(own) if !std::ptr::eq(own, innermost) => {
+            format!("{} from {}", place(innermost), place(own))
+        }
+        _ => place(innermost),
+    })
+}
+
+fn finish(text: &str) -> String {
+    clip(&line(text), MAX_SUMMARY_CHARS)
+}
+
+/// How many processes, of which versions.
+pub fn processes(list: &ProcessList) -> String {
+    let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
+    for process in &list.processes {
+        let entry = versions.entry(process.python.as_str()).or_default();
+        *entry = entry.saturating_add(1);
+    }
+    let total = match list.processes.len() {
+        1 => "1 Python process".to_owned(),
+        number => format!("{number} Python processes"),
+    };
+    let detail: Vec<_> = versions
+        .iter()
+        .map(|(version, number)| {
+            if versions.len() == 1 {
+                format!("CPython {version}")
+            } else {
+                format!("{number} of CPython {version}")
+            }
+        })
+        .collect();
+    let threads = list.processes.iter().fold(0_usize, |sum, process| {
+        sum.saturating_add(process.threads as usize)
+    });
+    match (detail.is_empty(), list.problems.first()) {
+        (true, Some(problem)) => finish(&format!("{total}; {problem}")),
+        (true, None) => finish(&total),
+        (false, _) => finish(&format!(
+            "{total}: {}; {}",
+            detail.join(", "),
+            count(threads, "thread")
+        )),
+    }
+}
+
+/// Where the main thread stands and how many threads there are.
+pub fn stacks(stacks: &Stacks) -> String {
+    let threads = || {
+        stacks
+            .interpreters
+            .iter()
+            .flat_map(|interpreter| &interpreter.threads)
+    };
+    let total = count(threads().count(), "thread");
+    let main: Option<&Thread> = stacks
+        .interpreters
+        .iter()
+        .find(|interpreter| interpreter.id == 0)
+        .and_then(|interpreter| interpreter.threads.iter().find(|thread| thread.main));
+    let Some(main) = main.or_else(|| threads().next()) else {
+        return finish("no Python thread");
+    };
+    let who = if main.main {
+        "main thread"
+    } else {
+        "first thread"
+    };
+    let doing = match (main.state, &main.syscall) {
+        (ThreadState::Blocked, Some(syscall)) => format!("blocked in {}", syscall.name),
+        (ThreadState::Blocked, None) => "blocked".to_owned(),
+        (ThreadState::Runnable, _) => "waits for the GIL".to_owned(),
+        (ThreadState::Running, _) => "running".to_owned(),
+    };
+    match standing(&main.frames) {
+        Some(standing) => finish(&format!("{who} {doing} at {standing}; {total}")),
+        None => finish(&format!("{who} {doing}, in no Python frame; {total}")),
+    }
+}
+
+/// The largest group of tasks that wait for one thing, as its size and a description.
+fn largest_group(tasks: &[Task]) -> Option<(usize, String)> {
+    let mut by_object: BTreeMap<&str, Vec<&Task>> = BTreeMap::new();
+    let mut by_place: BTreeMap<String, usize> = BTreeMap::new();
+    for task in tasks.iter().filter(|task| task.state == TaskState::Waiting) {
+        if let Some(waiting_for) = &task.waiting_for {
+            by_object.entry(&waiting_for.id).or_default().push(task);
+        }
+        if let Some(standing) = standing(&task.coroutine) {
+            let entry = by_place.entry(standing).or_default();
+            *entry = entry.saturating_add(1);
+        }
+    }
+    let object = by_object
+        .values()
+        .max_by_key(|group| group.len())
+        .and_then(|group| {
+            let waiting_for = group.first()?.waiting_for.as_ref()?;
+            let name = tasks
+                .iter()
+                .find(|task| task.id == waiting_for.id)
+                .map(|task| task.name.as_str());
+            let what = match (name, &waiting_for.detail) {
+                (Some(name), _) => format!("{} {name}", waiting_for.kind),
+                (None, Some(detail)) => format!("{} ({detail})", waiting_for.kind),
+                (None, None) => format!("one {}", waiting_for.kind),
+            };
+            Some((group.len(), format!("wait for {what}")))
+        });
+    let place = by_place
+        .into_iter()
+        .max_by_key(|(_, number)| *number)
+        .map(|(standing, number)| (number, format!("wait at {standing}")));
+    match (object, place) {
+        (Some(object), Some(place)) => Some(if object.0 > 1 && object.0 >= place.0 {
+            object
+        } else {
+            place
+        }),
+        (object, place) => object.or(place),
+    }
+}
+
+/// How many tasks in how many loops, what runs, and the largest group that waits on one thing.
+pub fn tasks(tasks: &Tasks) -> String {
+    if tasks.tasks.is_empty() && tasks.loops.is_empty() {
+        return "no asyncio task and no event loop".to_owned();
+    }
+    let mut parts = vec![format!(
+        "{} in {}",
+        count(tasks.tasks.len(), "task"),
+        count(tasks.loops.len(), "loop")
+    )];
+    if !tasks.cycles.is_empty() {
+        parts.push(count(tasks.cycles.len(), "cycle"));
+    }
+    if let Some(running) = tasks
+        .tasks
+        .iter()
+        .find(|task| task.state == TaskState::Running)
+    {
+        parts.push(match standing(&running.coroutine) {
+            Some(standing) => format!("{} runs at {standing}", running.name),
+            None => format!("{} runs", running.name),
+        });
+    }
+    if let Some((number, what)) = largest_group(&tasks.tasks) {
+        parts.push(if number == 1 {
+            what.replacen("wait", "1 waits", 1)
+        } else {
+            format!("{number} {what}")
+        });
+    }
+    finish(&parts.join("; "))
+}
+
+/// The value, else the exception, else the last line of output.
+pub fn exec(outcome: &ExecOutcome) -> String {
+    if let Some(exception) = &outcome.exception {
+        let message = exception.message.lines().next().unwrap_or_default();
+        return finish(&if message.is_empty() {
+            exception.type_name.clone()
+        } else {
+            format!("{}: {message}", exception.type_name)
+        });
+    }
+    if let Some(value) = outcome.value.as_deref().filter(|value| *value != "None") {
+        return finish(value);
+    }
+    let last = |text: &str| {
+        text.lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .map(str::to_owned)
+    };
+    match last(&outcome.stdout).or_else(|| last(&outcome.stderr)) {
+        Some(text) => finish(text.trim_end()),
+        None => finish(
+            outcome
+                .value
+                .as_deref()
+                .unwrap_or("the script ran and printed nothing"),
+        ),
+    }
+}
+
+/// A failure's message on one line.
+pub fn failure(message: &str) -> String {
+    finish(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    #[test]
+    fn stacks_say_where_main_stands_and_who_called() {
+        assert_eq!(
+            stacks(&samples::stacks()),
+            "main thread blocked in futex at threading.py:373 (Condition.wait) from app.py:12 (consume); 2 threads"
+        );
+    }
+
+    #[test]
+    fn tasks_name_the_largest_group() {
+        let text = tasks(&samples::tasks());
+        assert_eq!(
+            text,
+            "4 tasks in 1 loop; boss runs at app.py:30 (boss); 2 wait for Future (2 waiters)"
+        );
+    }
+
+    #[test]
+    fn tasks_that_stand_at_one_place_are_a_group_too() {
+        let mut sample = samples::tasks();
+        for (index, task) in sample.tasks.iter_mut().enumerate() {
+            task.state = TaskState::Waiting;
+            task.coroutine = vec![samples::frame("pool.acquire", "/app/pool.py", 7)];
+            if let Some(waiting_for) = &mut task.waiting_for {
+                waiting_for.id = format!("0x{index}");
+            }
+        }
+        assert_eq!(
+            tasks(&sample),
+            "4 tasks in 1 loop; 4 wait at pool.py:7 (pool.acquire)"
+        );
+    }
+
+    #[test]
+    fn exec_prefers_the_value_and_reports_the_exception() {
+        let mut outcome = ExecOutcome {
+            stdout: "a\nb\n\n".into(),
+            value: Some("None".into()),
+            ..Default::default()
+        };
+        assert_eq!(exec(&outcome), "b");
+        outcome.value = Some("42".into());
+        assert_eq!(exec(&outcome), "42");
+        outcome.exception = Some(sidewinder_model::ScriptException {
+            type_name: "ValueError".into(),
+            message: "no\nyes".into(),
+            traceback: String::new(),
+        });
+        assert_eq!(exec(&outcome), "ValueError: no");
+    }
+
+    #[test]
+    fn a_summary_is_one_short_line_whatever_the_target_says() {
+        let outcome = ExecOutcome {
+            value: Some("\u{1b}]0;x\n".repeat(400)),
+            ..Default::default()
+        };
+        let text = exec(&outcome);
+        assert_eq!(text.chars().count(), MAX_SUMMARY_CHARS);
+        assert!(!text.contains('\u{1b}') && !text.contains('\n'));
+    }
+}

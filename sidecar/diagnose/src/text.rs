@@ -1,0 +1,232 @@
+//! What a person reads: dumps, trees, tables and a script's output.
+
+mod await_tree;
+mod task_table;
+
+use std::fmt::Write as _;
+
+use sidewinder_model::{
+    ExecOutcome, Frame, ProcessList, Stacks, TaskFormat, Tasks, Thread, ThreadState,
+};
+
+use crate::escape::{block, clip, line};
+use crate::summary::count;
+
+/// The longest command or name in a text, in characters.
+const NAME_CHARS: usize = 200;
+
+fn problems(out: &mut String, problems: &[String]) {
+    for problem in problems {
+        let _ = writeln!(out, "problem: {}", line(problem));
+    }
+}
+
+fn frame(out: &mut String, indent: &str, frame: &Frame) {
+    let _ = match frame.line {
+        Some(number) => writeln!(
+            out,
+            "{indent}{} at {}:{number}",
+            line(&frame.function),
+            line(&frame.file)
+        ),
+        None => writeln!(
+            out,
+            "{indent}{} at {}",
+            line(&frame.function),
+            line(&frame.file)
+        ),
+    };
+    for local in frame.locals.iter().flatten() {
+        let _ = match &local.value {
+            Some(value) => writeln!(out, "{indent}    {} = {}", line(&local.name), line(value)),
+            None => writeln!(
+                out,
+                "{indent}    {}: {}",
+                line(&local.name),
+                line(&local.type_name)
+            ),
+        };
+    }
+}
+
+fn thread(out: &mut String, thread: &Thread) {
+    let mut facts = Vec::new();
+    if thread.main {
+        facts.push("main".to_owned());
+    }
+    facts.push(match (thread.state, &thread.syscall) {
+        (ThreadState::Blocked, Some(syscall)) => match &syscall.detail {
+            Some(detail) => format!("blocked in {} ({detail})", syscall.name),
+            None => format!("blocked in {}", syscall.name),
+        },
+        (ThreadState::Blocked, None) => "blocked".to_owned(),
+        (ThreadState::Runnable, _) => "waits for the GIL".to_owned(),
+        (ThreadState::Running, _) => "running".to_owned(),
+    });
+    if thread.holds_gil == Some(true) {
+        facts.push("holds the GIL".to_owned());
+    }
+    let _ = writeln!(
+        out,
+        "Thread {} \"{}\" ({})",
+        thread.tid,
+        clip(&line(&thread.name), NAME_CHARS),
+        line(&facts.join(", "))
+    );
+    if thread.frames.is_empty() {
+        out.push_str("    no Python frame\n");
+    }
+    for each in &thread.frames {
+        frame(out, "    ", each);
+    }
+}
+
+/// A dump of every thread, frames innermost last.
+pub fn stacks(stacks: &Stacks) -> String {
+    let mut out = String::new();
+    let total: usize = stacks
+        .interpreters
+        .iter()
+        .map(|interpreter| interpreter.threads.len())
+        .sum();
+    let _ = writeln!(
+        out,
+        "CPython {}, {}",
+        line(&stacks.python),
+        count(total, "thread")
+    );
+    for interpreter in &stacks.interpreters {
+        if stacks.interpreters.len() > 1 {
+            let _ = writeln!(out, "\nInterpreter {}", interpreter.id);
+        }
+        for each in &interpreter.threads {
+            out.push('\n');
+            thread(&mut out, each);
+        }
+    }
+    problems(&mut out, &stacks.problems);
+    out
+}
+
+/// The tasks, as a tree of who waits for whom or as a table.
+pub fn tasks(tasks: &Tasks, format: TaskFormat) -> String {
+    let mut out = match format {
+        TaskFormat::Tree => await_tree::render(tasks),
+        TaskFormat::Table => task_table::render(tasks),
+    };
+    problems(&mut out, &tasks.problems);
+    out
+}
+
+/// One row per process.
+pub fn processes(list: &ProcessList) -> String {
+    let mut out = String::new();
+    if list.processes.is_empty() {
+        out.push_str("no Python process\n");
+    } else {
+        let mut rows = vec![["PID", "PYTHON", "THREADS", "EXEC", "COMMAND"].map(str::to_owned)];
+        rows.extend(list.processes.iter().map(|process| {
+            [
+                process.pid.to_string(),
+                line(&process.python),
+                process.threads.to_string(),
+                if process.remote_exec.enabled {
+                    "yes".to_owned()
+                } else {
+                    "no".to_owned()
+                },
+                clip(&line(&process.command.join(" ")), NAME_CHARS),
+            ]
+        }));
+        out.push_str(&columns(&rows));
+    }
+    for process in &list.processes {
+        if let Some(reason) = &process.remote_exec.reason {
+            let _ = writeln!(out, "{}: no scripts: {}", process.pid, line(reason));
+        }
+    }
+    problems(&mut out, &list.problems);
+    out
+}
+
+/// What a script printed, then its value or its traceback.
+pub fn exec(outcome: &ExecOutcome) -> String {
+    let mut out = block(&outcome.stdout);
+    let ensure_line = |out: &mut String| {
+        if !out.is_empty() && !out.ends_with('\n') {
+            out.push('\n');
+        }
+    };
+    if !outcome.stderr.is_empty() {
+        ensure_line(&mut out);
+        out.push_str(&block(&outcome.stderr));
+    }
+    ensure_line(&mut out);
+    if let Some(value) = outcome.value.as_deref().filter(|value| *value != "None") {
+        let _ = writeln!(out, "{}", block(value));
+    }
+    if let Some(exception) = &outcome.exception {
+        out.push_str(&block(&exception.traceback));
+        ensure_line(&mut out);
+    }
+    if let Some(blocked) = &outcome.stacks {
+        out.push_str(&stacks(blocked));
+    }
+    out
+}
+
+/// Left-aligned columns, two blanks apart, the last one ragged.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    });
+    let mut out = String::new();
+    for row in rows {
+        let mut text = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(text, "{cell:<width$}  ");
+        }
+        out.push_str(text.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    #[test]
+    fn stacks_read_like_a_traceback() {
+        assert_eq!(
+            stacks(&samples::stacks()),
+            "CPython 3.14.8, 2 threads\n\n\
+             Thread 7 \"MainThread\" (main, blocked in futex)\n\
+             \x20   consume at /app/app.py:12\n\
+             \x20   Condition.wait at /usr/lib/python3.14/threading.py:373\n\n\
+             Thread 9 \"worker\\x1b\" (running, holds the GIL)\n\
+             \x20   spin at /app/app.py:20\n\
+             \x20       n = 3\n"
+        );
+    }
+
+    #[test]
+    fn output_keeps_its_lines_and_loses_its_escapes() {
+        let outcome = ExecOutcome {
+            stdout: "a\n\u{1b}[31mb".into(),
+            value: Some("42".into()),
+            ..Default::default()
+        };
+        assert_eq!(exec(&outcome), "a\n\\x1b[31mb\n42\n");
+    }
+
+    #[test]
+    fn no_process_is_an_answer() {
+        assert_eq!(processes(&ProcessList::default()), "no Python process\n");
+    }
+}
