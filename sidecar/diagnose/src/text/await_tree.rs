@@ -48,6 +48,7 @@ impl<'a> Renderer<'a> {
     fn tree(&mut self, root: &'a Task, last_root: bool) {
         // Ids on the way from the root to the current task, to tell a cycle from a task shared by several.
         let mut path: Vec<&'a str> = Vec::new();
+        let mut on_path: HashSet<&'a str> = HashSet::new();
         let mut stack = vec![Pending {
             task: root,
             depth: 0,
@@ -61,7 +62,9 @@ impl<'a> Renderer<'a> {
             last,
         }) = stack.pop()
         {
-            path.truncate(depth);
+            for left in path.drain(depth.min(path.len())..) {
+                on_path.remove(left);
+            }
             let (branch, stem) = if last {
                 ("└── ", "    ")
             } else {
@@ -69,7 +72,7 @@ impl<'a> Renderer<'a> {
             };
             let name = clip(&line(&task.name), NAME_CHARS);
             if !self.printed.insert(&task.id) {
-                let note = if path.contains(&task.id.as_str()) {
+                let note = if on_path.contains(task.id.as_str()) {
                     "closes a cycle"
                 } else {
                     "shown above"
@@ -79,6 +82,7 @@ impl<'a> Renderer<'a> {
             }
             let _ = writeln!(self.out, "{indent}{branch}{name} [{}]", line(&state(task)));
             path.push(&task.id);
+            on_path.insert(&task.id);
             let children: Vec<&'a Task> = self
                 .children
                 .get(task.id.as_str())
@@ -158,20 +162,15 @@ pub(super) fn render(tasks: &Tasks) -> String {
             )
         })
         .collect();
+    let mut members_of: HashMap<Option<&str>, Vec<&Task>> = HashMap::new();
     let loops: HashSet<&str> = tasks.loops.iter().map(|each| each.id.as_str()).collect();
+    for task in &tasks.tasks {
+        let id = task.loop_id.as_deref().filter(|own| loops.contains(own));
+        members_of.entry(id).or_default().push(task);
+    }
     groups.push((None, "tasks of no known loop".to_owned()));
     for (id, title) in groups {
-        let members: Vec<&Task> = tasks
-            .tasks
-            .iter()
-            .filter(|task| match id {
-                Some(id) => task.loop_id.as_deref() == Some(id),
-                None => task
-                    .loop_id
-                    .as_deref()
-                    .is_none_or(|own| !loops.contains(own)),
-            })
-            .collect();
+        let members = members_of.remove(&id).unwrap_or_default();
         if id.is_none() && members.is_empty() {
             continue;
         }
@@ -197,13 +196,17 @@ pub(super) fn render(tasks: &Tasks) -> String {
             }
         }
     }
+    let task_names: HashMap<&str, &str> = tasks
+        .tasks
+        .iter()
+        .map(|task| (task.id.as_str(), task.name.as_str()))
+        .collect();
     for cycle in &tasks.cycles {
         let names: Vec<String> = cycle
             .iter()
             .map(|id| {
-                let task = tasks.tasks.iter().find(|task| &task.id == id);
                 clip(
-                    &line(task.map_or(id.as_str(), |task| task.name.as_str())),
+                    &line(task_names.get(id.as_str()).copied().unwrap_or(id)),
                     NAME_CHARS,
                 )
             })
