@@ -1,0 +1,16 @@
+//! `sidewinder.dev/v1alpha1`.
+
+pub mod spec;
+pub mod status;
+pub mod thread_selector;
+
+pub use spec::{
+    AsyncioFormat, AsyncioSnapshot, AttachMode, ConfigMapKey, DebugSession, DebugSessionSpec,
+    LocalsMode, ProcessSelector, Processes, RemoteExec, ScriptSource, SelectMode, SessionAction,
+    StacksAction, Target, WakePolicy,
+};
+pub use status::{
+    AttachedAs, DebugSessionStatus, DisarmState, ExecStatus, Phase, ResultPart, ResultRef,
+    ScriptException, TargetStatus,
+};
+pub use thread_selector::{InvalidThread, ThreadSelector};
