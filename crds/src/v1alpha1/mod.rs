@@ -4,6 +4,9 @@ pub mod spec;
 pub mod status;
 pub mod thread_selector;
 
+#[cfg(test)]
+mod rules_tests;
+
 pub use spec::{
     AsyncioFormat, AsyncioSnapshot, AttachMode, ConfigMapKey, DebugSession, DebugSessionSpec,
     LocalsMode, ProcessSelector, Processes, RemoteExec, ScriptSource, SelectMode, SessionAction,

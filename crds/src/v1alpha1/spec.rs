@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DebugSessionStatus, ThreadSelector};
 
-/// Asks one question of the Python processes in one running pod, once.
+/// What to ask, and of which process. It cannot be changed afterwards, but for `cancel`.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "sidewinder.dev",
@@ -104,8 +104,8 @@ use super::{DebugSessionStatus, ThreadSelector};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("[has(self.processes), has(self.asyncioSnapshot), has(self.stacks), has(self.remoteExec)].filter(chosen, chosen).size() == 1").message("choose exactly one action: `processes: {}`, `asyncioSnapshot: {}`, `stacks: {}` or `remoteExec: {script: …}`"),
-    validation = Rule::new("self.target == oldSelf.target && self.?processes == oldSelf.?processes && self.?asyncioSnapshot == oldSelf.?asyncioSnapshot && self.?stacks == oldSelf.?stacks && self.?remoteExec == oldSelf.?remoteExec && self.attach == oldSelf.attach && self.timeoutSeconds == oldSelf.timeoutSeconds && self.?ttlSecondsAfterFinished == oldSelf.?ttlSecondsAfterFinished && self.?reason == oldSelf.?reason").message("the spec cannot be changed, since a session runs once: create a new DebugSession (only `cancel` may be set, to true)"),
-    validation = Rule::new("!oldSelf.?cancel.orValue(false) || self.?cancel.orValue(false)").message("`cancel` cannot be taken back: create a new DebugSession")
+    validation = Rule::new(unchanged()).message("the spec cannot be changed, since a session runs once: create a new DebugSession (only `cancel` may be set, to true)"),
+    validation = Rule::new("!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)").message("`cancel` cannot be taken back: create a new DebugSession")
 )]
 pub struct DebugSessionSpec {
     /// The pod, and the container and process in it, that the question is for.
@@ -154,6 +154,27 @@ pub struct DebugSessionSpec {
     /// Set to true to end the session early. The only field that may change, and only to true.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancel: bool,
+}
+
+/// The rule that nothing but `cancel` changes. It stands on the spec as a whole: a transition rule on an optional field
+/// itself does not run when the field is set or removed.
+fn unchanged() -> String {
+    let always = ["target", "attach", "timeoutSeconds"]
+        .map(|field| format!("self.{field} == oldSelf.{field}"));
+    let optional = [
+        "processes",
+        "asyncioSnapshot",
+        "stacks",
+        "remoteExec",
+        "ttlSecondsAfterFinished",
+        "reason",
+    ]
+    .map(|field| {
+        format!("(has(self.{field}) ? has(oldSelf.{field}) && self.{field} == oldSelf.{field} : !has(oldSelf.{field}))")
+    });
+    [always.as_slice(), optional.as_slice()]
+        .concat()
+        .join(" && ")
 }
 
 fn default_timeout_seconds() -> i32 {
