@@ -284,20 +284,20 @@ pub enum LocalsMode {
 }
 
 /// Runs a script inside the target process.
+//
+// The rules about the script stand here and not on its field, so that a refusal does not repeat the whole script.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.script) != has(self.scriptFrom)").message("remoteExec needs exactly one of `script` and `scriptFrom`")
+    validation = Rule::new("has(self.script) != has(self.scriptFrom)").message("remoteExec needs exactly one of `script` and `scriptFrom`"),
+    validation = Rule::new(r"!has(self.script) || self.script.matches('[^ \\t\\r\\n]')").message("the script must not be empty"),
+    validation = Rule::new("!has(self.script) || bytes(self.script).size() <= 262144").message("the script must be at most 256 KiB (262144 bytes of UTF-8)")
 )]
 pub struct RemoteExec {
     /// The script: Python source, at most 256 KiB in UTF-8. When its last statement is an expression, the answer has
     /// its value. What it prints, and the exception it raises, are part of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 262_144))]
-    #[x_kube(
-        validation = Rule::new(r"self.matches('[^ \\t\\r\\n]')").message("the script must not be empty"),
-        validation = Rule::new("bytes(self).size() <= 262144").message("the script must be at most 256 KiB (262144 bytes of UTF-8)")
-    )]
     pub script: Option<String>,
 
     /// Where the script is, instead of writing it here. It is read once, when the session is accepted.

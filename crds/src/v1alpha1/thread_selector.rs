@@ -121,7 +121,7 @@ impl JsonSchema for ThreadSelector {
         json_schema!({
             "x-kubernetes-int-or-string": true,
             "x-kubernetes-validations": [{
-                "rule": "string(self).matches('^(Auto|Main|Any|[1-9][0-9]{0,5}|[1-3][0-9]{6}|40[0-9]{5}|41[0-8][0-9]{4}|419[0-3][0-9]{3}|4194[0-2][0-9]{2}|419430[0-4])$')",
+                "rule": "self in ['Auto', 'Main', 'Any'] || (string(self).matches('^[0-9]{1,7}$') && int(self) >= 1 && int(self) <= 4194304)",
                 "message": InvalidThread.to_string(),
             }],
         })
