@@ -1,0 +1,99 @@
+//! What the kernel refused, told apart by what can be done about it.
+
+use nix::errno::Errno;
+
+/// Why something about a process could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such process.
+    #[error("there is no process {pid}")]
+    NoSuchProcess {
+        /// The id that was asked for.
+        pid: i32,
+    },
+    /// The process was there and has ended.
+    #[error("process {pid} has ended")]
+    Gone {
+        /// Its id.
+        pid: i32,
+    },
+    /// Yama, and nothing else as far as can be told, forbids it.
+    #[error(
+        "kernel.yama.ptrace_scope is {scope} on this node, which forbids to {what} process {pid}: \
+         give the sidecar CAP_SYS_PTRACE (attach: Ptrace){} or set kernel.yama.ptrace_scope to 0",
+        if *scope >= 3 { " (useless here: 3 forbids it to everybody until the node restarts)" } else { "" }
+    )]
+    Yama {
+        /// The process.
+        pid: i32,
+        /// The value of `kernel.yama.ptrace_scope`.
+        scope: u32,
+        /// What was tried.
+        what: &'static str,
+    },
+    /// The kernel refused for another reason: other user or group, capabilities, not dumpable, AppArmor, SELinux.
+    #[error(
+        "not permitted to {what} process {pid}: run as its user and group with its capabilities, or with CAP_SYS_PTRACE"
+    )]
+    Denied {
+        /// The process.
+        pid: i32,
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// Anything else.
+    #[error("cannot {what} process {pid}")]
+    Io {
+        /// The process.
+        pid: i32,
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// What decides whether Yama is to blame for a refusal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Refusal {
+    /// `kernel.yama.ptrace_scope`, where Yama is there.
+    pub(crate) scope: Option<u32>,
+    /// Whether the caller has `CAP_SYS_PTRACE`.
+    pub(crate) capable: bool,
+    /// Whether user and group ids are all equal and the caller's capabilities cover the target's.
+    pub(crate) covered: bool,
+}
+
+impl Refusal {
+    /// The scope to blame. Yama comes last in the kernel's order, so it is to blame only when everything before it
+    /// was satisfied: <https://docs.kernel.org/admin-guide/LSM/Yama.html>.
+    pub(crate) fn yama(self) -> Option<u32> {
+        match self.scope? {
+            scope @ 3.. => Some(scope),
+            scope @ 1..=2 if self.covered && !self.capable => Some(scope),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Refusal;
+
+    #[test]
+    fn yama_is_blamed_only_when_nothing_before_it_could_have_refused() {
+        let refusal = |scope, capable, covered| Refusal {
+            scope,
+            capable,
+            covered,
+        };
+        assert_eq!(refusal(None, false, true).yama(), None);
+        assert_eq!(refusal(Some(0), false, true).yama(), None);
+        assert_eq!(refusal(Some(1), false, true).yama(), Some(1));
+        assert_eq!(refusal(Some(1), false, false).yama(), None);
+        assert_eq!(refusal(Some(2), true, true).yama(), None);
+        assert_eq!(refusal(Some(3), true, false).yama(), Some(3));
+    }
+}

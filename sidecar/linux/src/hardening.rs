@@ -1,0 +1,67 @@
+//! What keeps the agent from being a way into the pod, and from taking the application's memory.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+/// Asks the kernel to end this process before any other when memory is short: an ephemeral container's memory counts
+/// against its pod, and in a Guaranteed pod its score would be the application's. proc_pid_oom_score_adj(5).
+///
+/// Raising the score needs no privilege; where it is refused all the same the process goes on.
+pub fn be_first_to_go() {
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
+}
+
+/// Makes this process closed to ptrace and to `/proc/PID/{mem,fd,root}` of everybody without CAP_SYS_PTRACE, so that
+/// a process of the same uid in the pod cannot enter it. `PR_SET_DUMPABLE`, prctl(2).
+///
+/// # Errors
+/// What prctl(2) says.
+pub fn refuse_inspection() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_dumpable(false)?)
+}
+
+/// Why a peer of the agent's socket is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The kernel would not say who it is.
+    #[error("failed to learn who connected")]
+    Io(#[from] io::Error),
+    /// It runs as somebody else.
+    #[error("the peer runs as uid {0}, not as ours")]
+    Uid(u32),
+    /// It runs in another container.
+    #[error("process {0} runs in another container")]
+    Container(i32),
+    /// It runs another program.
+    #[error("process {0} runs another program")]
+    Program(i32),
+}
+
+/// Accepts a peer only when it runs as our uid, in our container (the same cgroup) and is our executable.
+///
+/// A peer that has closed itself to inspection hides its executable from an agent without CAP_SYS_PTRACE; it is then
+/// known by uid and container, into which nothing but the operator's exec leads.
+///
+/// # Errors
+/// [`PeerError`] says what did not match.
+pub fn check_peer(stream: &UnixStream) -> Result<(), PeerError> {
+    let peer = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
+    if peer.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(PeerError::Uid(peer.uid()));
+    }
+    let pid = peer.pid();
+    if fs::read(format!("/proc/{pid}/cgroup"))? != fs::read("/proc/self/cgroup")? {
+        return Err(PeerError::Container(pid));
+    }
+    let own = fs::metadata("/proc/self/exe")?;
+    match fs::metadata(format!("/proc/{pid}/exe")) {
+        Ok(theirs) if (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()) => Ok(()),
+        Ok(_) => Err(PeerError::Program(pid)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,381 @@
+//! One process, pinned: every later look is at the same process, whatever happens to its number.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use sidewinder_decode::Mapping;
+
+use crate::Error;
+use crate::error::Refusal;
+use crate::procfs::{self, Stat, Status};
+
+/// Most bytes of `/proc/PID/maps` that are read.
+const MAX_MAPS_BYTES: u64 = 64 << 20;
+/// Most bytes of any other file in `/proc/PID` that are read.
+const MAX_PROC_BYTES: u64 = 256 << 10;
+/// Most arguments of a command line, and most bytes of each.
+const MAX_ARGUMENTS: (usize, usize) = (256, 4096);
+
+const CAP_SYS_PTRACE: u64 = 1 << 19;
+
+/// A process, pinned by a pidfd, its start time and an open `/proc/PID`.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    ns_pid: i32,
+    start_time: u64,
+    /// Files below it answer ESRCH once the process is gone, also when its number has been taken again.
+    dir: OwnedFd,
+    pidfd: OwnedFd,
+    pub(crate) mem: OnceLock<Option<File>>,
+}
+
+/// The ids of every process that `/proc` shows, in ascending order.
+///
+/// # Errors
+/// When `/proc` cannot be listed.
+pub fn list() -> io::Result<Vec<i32>> {
+    let mut pids: Vec<i32> = std::fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+impl Process {
+    /// Pins the process with this id.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchProcess`] also when the id is that of a thread other than the first, or of a process that has
+    /// ended and was not reaped.
+    pub fn open(pid: i32) -> Result<Self, Error> {
+        let none = || Error::NoSuchProcess { pid };
+        let raw = (pid > 0)
+            .then(|| rustix::process::Pid::from_raw(pid))
+            .flatten()
+            .ok_or_else(none)?;
+        let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+            .map_err(|errno| match errno {
+                // EINVAL, or ENOENT since Linux 6.9: the id of a thread that leads no thread group.
+                rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT => {
+                    none()
+                }
+                other => Error::Io {
+                    pid,
+                    what: "open",
+                    source: other.into(),
+                },
+            })?;
+        let dir = rustix::fs::open(
+            format!("/proc/{pid}"),
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| match errno {
+            rustix::io::Errno::NOENT | rustix::io::Errno::SRCH => none(),
+            other => Error::Io {
+                pid,
+                what: "open /proc of",
+                source: other.into(),
+            },
+        })?;
+        let mut process = Self {
+            pid,
+            ns_pid: pid,
+            start_time: 0,
+            dir,
+            pidfd,
+            mem: OnceLock::new(),
+        };
+        process.start_time = process.stat().map_err(|_| none())?.start_time;
+        let status = process.status().map_err(|_| none())?;
+        process.ns_pid = status.ns_pids.last().copied().unwrap_or(pid);
+        // The pidfd was opened first: if its process still lives, /proc/PID was its own.
+        if process.alive() {
+            Ok(process)
+        } else {
+            Err(none())
+        }
+    }
+
+    /// Its id in the PID namespace of whoever reads.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Its id in its own PID namespace.
+    pub fn ns_pid(&self) -> i32 {
+        self.ns_pid
+    }
+
+    /// When it started, in clock ticks since boot.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Whether it has not ended. A process that has ended and was not reaped is not alive.
+    pub fn alive(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(
+            rustix::event::poll(
+                &mut fds,
+                Some(&Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0
+                })
+            ),
+            Ok(0)
+        )
+    }
+
+    /// The pidfd: readable once the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    pub(crate) fn openat(&self, path: impl AsRef<Path>, flags: OFlags) -> io::Result<File> {
+        let fd = rustix::fs::openat(
+            &self.dir,
+            path.as_ref(),
+            flags | OFlags::CLOEXEC | OFlags::NOCTTY,
+            Mode::empty(),
+        )?;
+        Ok(File::from(fd))
+    }
+
+    pub(crate) fn proc_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+        self.read_bounded(path, MAX_PROC_BYTES)
+    }
+
+    fn read_bounded(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.openat(path, OFlags::RDONLY)?
+            .take(limit)
+            .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub(crate) fn readlink(&self, path: impl AsRef<Path>) -> io::Result<OsString> {
+        use std::os::unix::ffi::OsStringExt;
+        let target = rustix::fs::readlinkat(&self.dir, path.as_ref(), Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    /// The names in one of the folders of `/proc/PID` that are numbers, at most `limit`.
+    pub(crate) fn numbers(&self, path: &str, limit: usize) -> io::Result<Vec<u64>> {
+        let dir = self.openat(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut numbers: Vec<u64> = rustix::fs::Dir::read_from(&dir)?
+            .filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok())
+            .take(limit)
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// `/proc/PID/stat` of the process.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], or what the kernel said.
+    pub fn stat(&self) -> Result<Stat, Error> {
+        let bytes = self
+            .proc_file("stat")
+            .map_err(|e| self.io("read the state of", e))?;
+        procfs::stat(&bytes).ok_or(Error::Gone { pid: self.pid })
+    }
+
+    /// `/proc/PID/status` of the process: its ids, groups, capabilities and tracer.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], or what the kernel said.
+    pub fn status(&self) -> Result<Status, Error> {
+        let bytes = self
+            .proc_file("status")
+            .map_err(|e| self.io("read the status of", e))?;
+        procfs::status(&bytes).ok_or(Error::Gone { pid: self.pid })
+    }
+
+    /// Whether a signal has stopped it (`SIGSTOP`, a terminal), as far as its first thread tells.
+    ///
+    /// # Errors
+    /// As [`Self::stat`].
+    pub fn stopped_by_signal(&self) -> Result<bool, Error> {
+        Ok(self.stat()?.state == 'T')
+    }
+
+    /// Its arguments, at most 256 of at most 4096 bytes; empty for a kernel thread.
+    pub fn command(&self) -> Vec<String> {
+        let (count, bytes) = MAX_ARGUMENTS;
+        self.proc_file("cmdline")
+            .map(|text| procfs::command(&text, count, bytes))
+            .unwrap_or_default()
+    }
+
+    /// The text of `/proc/PID/cgroup`, at most 256 KiB.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], or what the kernel said.
+    pub fn cgroup(&self) -> Result<String, Error> {
+        let bytes = self
+            .proc_file("cgroup")
+            .map_err(|e| self.io("read the cgroup of", e))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// What identifies one of its namespaces (`pid`, `user`, `mnt`), where it may be seen.
+    pub fn namespace(&self, kind: &str) -> Option<OsString> {
+        self.readlink(format!("ns/{kind}")).ok()
+    }
+
+    /// What it has mapped.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] without the right to look into it; [`Error::Gone`].
+    pub fn mappings(&self) -> Result<Vec<Mapping>, Error> {
+        let bytes = self
+            .read_bounded("maps", MAX_MAPS_BYTES)
+            .map_err(|e| self.io("read the mappings of", e))?;
+        if bytes.is_empty() {
+            // A process without memory is a kernel thread or has ended.
+            return Err(Error::Gone { pid: self.pid });
+        }
+        Ok(procfs::mappings(&bytes))
+    }
+
+    /// Opens the very file that is mapped there, deleted or replaced on disk as it may be.
+    ///
+    /// `None` when no way leads to exactly that file: reading another build's offsets would be worse than reading none.
+    pub fn open_mapping(&self, mapping: &Mapping) -> Option<File> {
+        if mapping.inode == 0 {
+            return None;
+        }
+        // The kernel's own link to the mapped file; needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+        let link = format!("map_files/{:x}-{:x}", mapping.start, mapping.end);
+        if let Some(file) = regular(self.openat(&link, OFlags::PATH).ok()) {
+            return Some(file);
+        }
+        if self.readlink("exe").is_ok_and(|exe| *exe == *mapping.path)
+            && let Some(file) = regular(self.openat("exe", OFlags::PATH).ok())
+        {
+            return Some(file);
+        }
+        let file = self.in_root(&mapping.path, OFlags::PATH).ok()?;
+        let stat = rustix::fs::fstat(&file).ok()?;
+        let device = format!(
+            "{:02x}:{:02x}",
+            rustix::fs::major(stat.st_dev),
+            rustix::fs::minor(stat.st_dev)
+        );
+        if stat.st_ino != mapping.inode || device != mapping.device {
+            return None;
+        }
+        regular(Some(file))
+    }
+
+    /// Opens a path as the target sees it, never leaving the target's root through a link that it planted.
+    pub(crate) fn in_root(&self, path: &str, flags: OFlags) -> io::Result<File> {
+        let root = self.openat("root", OFlags::PATH | OFlags::DIRECTORY)?;
+        let fd = rustix::fs::openat2(
+            &root,
+            path,
+            flags | OFlags::CLOEXEC | OFlags::NOCTTY,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )?;
+        Ok(File::from(fd))
+    }
+
+    /// An error of the kernel about this process.
+    pub(crate) fn io(&self, what: &'static str, source: io::Error) -> Error {
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ESRCH) => Error::Gone { pid: self.pid },
+            Some(Errno::ENOENT) if !self.alive() => Error::Gone { pid: self.pid },
+            Some(errno @ (Errno::EPERM | Errno::EACCES)) => Error::Denied {
+                pid: self.pid,
+                what,
+                source: errno,
+            },
+            _ => Error::Io {
+                pid: self.pid,
+                what,
+                source,
+            },
+        }
+    }
+
+    /// A refusal of something that Yama watches over: attaching, and access to memory.
+    pub(crate) fn refused(&self, what: &'static str, source: Errno) -> Error {
+        let pid = self.pid;
+        match source {
+            Errno::ESRCH => Error::Gone { pid },
+            Errno::EPERM | Errno::EACCES => match self.refusal().yama() {
+                Some(scope) => Error::Yama { pid, scope, what },
+                None => Error::Denied { pid, what, source },
+            },
+            other => Error::Io {
+                pid,
+                what,
+                source: other.into(),
+            },
+        }
+    }
+
+    fn refusal(&self) -> Refusal {
+        let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope")
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
+        let own = std::fs::read("/proc/thread-self/status")
+            .ok()
+            .and_then(|text| procfs::status(&text));
+        let (Some(own), Ok(target)) = (own, self.status()) else {
+            return Refusal {
+                scope,
+                ..Refusal::default()
+            };
+        };
+        let same = |ids: &[u32; 4], id: u32| ids.iter().take(3).all(|other| *other == id);
+        Refusal {
+            scope,
+            capable: own.effective & CAP_SYS_PTRACE != 0,
+            covered: same(&target.uids, own.uids[0])
+                && same(&target.gids, own.gids[0])
+                && target.permitted & !own.permitted == 0,
+        }
+    }
+
+    /// Whether its memory may be read, tried on the spot.
+    ///
+    /// # Errors
+    /// [`Error::Yama`] or [`Error::Denied`] when it may not, [`Error::Gone`].
+    pub fn check_access(&self) -> Result<(), Error> {
+        let readable = self
+            .mappings()?
+            .into_iter()
+            .find(|mapping| mapping.readable && !mapping.path.starts_with("[v"));
+        let Some(mapping) = readable else {
+            return Err(Error::Gone { pid: self.pid });
+        };
+        let mut byte = [0];
+        match self.read_memory(mapping.start, &mut byte) {
+            Ok(()) | Err(Errno::EFAULT) => Ok(()),
+            Err(errno) => Err(self.refused("read the memory of", errno)),
+        }
+    }
+}
+
+/// Reopens a file that was opened by path only, if it is a regular one: opening anything else can block or act.
+fn regular(path: Option<File>) -> Option<File> {
+    use std::os::fd::AsRawFd;
+    let path = path?;
+    let stat = rustix::fs::fstat(&path).ok()?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return None;
+    }
+    File::open(format!("/proc/self/fd/{}", path.as_raw_fd())).ok()
+}
