@@ -2,6 +2,9 @@
 //!
 //! A target's memory is hostile input: every walk is bounded, every address is checked by the read itself, and what
 //! cannot be read becomes a problem in the result, never a panic and never the failure of the whole.
+//!
+//! [`Runtime::locate`] finds the interpreter in a process; [`stacks`] and [`tasks`] decode what it is doing. Wrap the
+//! memory of a target that stands still into a [`PageCache`] first: it makes thousands of small reads a few large ones.
 
 #![forbid(unsafe_code)]
 #![deny(
@@ -10,8 +13,25 @@
     clippy::cast_possible_truncation
 )]
 
+mod code;
+mod decoder;
+pub mod elf;
+mod frame;
+pub mod limits;
+mod linetable;
+mod local;
 pub mod memory;
+mod object;
+pub mod offsets;
 pub mod os;
+pub mod runtime;
+mod search;
+mod text;
+mod thread;
 
-pub use memory::{Addr, Memory, ReadError};
+pub use elf::{ElfError, ElfFacts, Files, NoFiles};
+pub use limits::Limits;
+pub use memory::{Addr, Image, ImageError, Memory, PageCache, ReadError, Recorder};
 pub use os::{Mapping, OsThread};
+pub use runtime::{GilState, LocateError, Runtime};
+pub use thread::stacks;

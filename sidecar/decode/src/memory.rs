@@ -1,8 +1,44 @@
 //! What a decoder needs of a target: its bytes.
 
+pub mod cache;
+pub mod image;
+pub mod recorder;
+
+pub use cache::PageCache;
+pub use image::{Image, ImageError};
+pub use recorder::Recorder;
+
+/// The unit in which memory is recorded and cached, in bytes. A target's real page may be larger, never smaller.
+pub(crate) const PAGE: usize = 4096;
+
 /// An address in the target, never a pointer here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr(pub u64);
+
+impl Addr {
+    /// The address so many bytes further. At the end of the address space it stays there, where nothing is mapped.
+    #[must_use]
+    pub const fn plus(self, bytes: u64) -> Self {
+        Self(self.0.saturating_add(bytes))
+    }
+
+    /// The address so many bytes earlier, or 0, where nothing is mapped.
+    #[must_use]
+    pub const fn minus(self, bytes: u64) -> Self {
+        Self(self.0.saturating_sub(bytes))
+    }
+
+    /// Whether it is the null pointer.
+    pub const fn is_null(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The object that a tagged reference of the interpreter points at: its two low bits are flags.
+    #[must_use]
+    pub(crate) const fn untagged(self) -> Self {
+        Self(self.0 & !3)
+    }
+}
 
 impl std::fmt::Display for Addr {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -23,7 +23,8 @@ pub struct Mapping {
     pub path: String,
 }
 
-/// One thread as the kernel sees it.
+/// One thread as the kernel sees it. In lists the leader, whose id is the process's, comes first, as in
+/// `/proc/PID/task`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OsThread {
     /// Its id in the PID namespace of whoever reads.
@@ -36,4 +37,7 @@ pub struct OsThread {
     pub state: ThreadState,
     /// The system call it was blocked in.
     pub syscall: Option<Syscall>,
+    /// The address of the futex it was blocked on, the first argument of that system call: it tells a thread that
+    /// waits for the GIL from one that waits for a lock.
+    pub futex: Option<u64>,
 }

@@ -1,0 +1,101 @@
+//! Code objects: the names, the file and the lines of a function.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::decoder::{Decoder, Fault};
+use crate::linetable;
+use crate::memory::{Addr, Memory};
+use crate::offsets::Field as F;
+
+/// A path may be longer than other names.
+const MAX_PATH: usize = 4096;
+/// Copies of the bytecode per thread, free-threaded builds only.
+const MAX_COPIES: u64 = 1 << 16;
+
+/// What is known of a code object.
+#[derive(Debug)]
+pub(crate) struct Code {
+    pub(crate) address: Addr,
+    /// `co_qualname`.
+    pub(crate) function: String,
+    /// `co_filename`.
+    pub(crate) file: String,
+    first_line: i64,
+    lines: Vec<u8>,
+    known_lines: RefCell<HashMap<u64, Option<i64>>>,
+    pub(crate) variables: OnceCell<Vec<Variable>>,
+}
+
+/// A local variable of a code object.
+#[derive(Debug)]
+pub(crate) struct Variable {
+    pub(crate) name: String,
+    /// The `CO_FAST_*` bits.
+    pub(crate) kind: u8,
+}
+
+impl<M: Memory + ?Sized> Decoder<'_, M> {
+    /// The code object at this address, read once.
+    pub(crate) fn code(&self, address: Addr) -> Result<Rc<Code>, Fault> {
+        if let Some(known) = self.codes.borrow().get(&address) {
+            return Ok(Rc::clone(known));
+        }
+        if self.type_of(address)?.name != "code" {
+            return Err(Fault::Invalid("not a code object"));
+        }
+        let text = |field, max| {
+            self.pointer(self.member(address, field))
+                .and_then(|at| self.string_up_to(at, max))
+        };
+        let function = text(F::code_object_qualname, self.limits.string_bytes)
+            .or_else(|_| text(F::code_object_name, self.limits.string_bytes))?;
+        let file = text(F::code_object_filename, MAX_PATH).unwrap_or_default();
+        let lines = self
+            .pointer(self.member(address, F::code_object_linetable))
+            .and_then(|at| self.bytes_object(at, self.limits.linetable_bytes))
+            .unwrap_or_else(|fault| {
+                self.problem(format_args!("lines of {function}: {fault}"));
+                Vec::new()
+            });
+        let code = Rc::new(Code {
+            address,
+            function,
+            file,
+            first_line: i64::from(self.i32(self.member(address, F::code_object_firstlineno))?),
+            lines,
+            known_lines: RefCell::default(),
+            variables: OnceCell::new(),
+        });
+        self.codes.borrow_mut().insert(address, Rc::clone(&code));
+        Ok(code)
+    }
+
+    /// The line of the instruction at `instruction`.
+    pub(crate) fn line(&self, code: &Code, instruction: Addr, copy: u64) -> Option<i64> {
+        let start = if copy == 0 {
+            self.member(code.address, F::code_object_co_code_adaptive)
+        } else {
+            self.bytecode_copy(code, copy)?
+        };
+        let unit = instruction.0.checked_sub(start.0)?.checked_div(2)?;
+        *code
+            .known_lines
+            .borrow_mut()
+            .entry(unit)
+            .or_insert_with(|| linetable::line(&code.lines, code.first_line, unit))
+    }
+
+    /// A thread's own copy of the bytecode, free-threaded builds only: `{count, copies[count]}`.
+    fn bytecode_copy(&self, code: &Code, copy: u64) -> Option<Addr> {
+        let copies = self
+            .pointer(self.member(code.address, F::code_object_co_tlbc))
+            .ok()?;
+        let count = self.u64(copies).ok()?;
+        if copy >= count.min(MAX_COPIES) {
+            return None;
+        }
+        self.pointer(copies.plus(8).plus(copy.checked_mul(8)?)).ok()
+    }
+}

@@ -1,0 +1,55 @@
+//! Budgets: what one decode may cost, whatever the target's memory says.
+
+/// Upper bounds of one decode. Where one is reached, the result holds what was read so far and a problem says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Reads of the target's memory.
+    pub reads: u64,
+    /// Bytes of names, values and file names kept in the result, in all.
+    pub text_bytes: u64,
+    /// Bytes searched for a cookie where no file tells where the runtime lies.
+    pub scanned_bytes: u64,
+    /// Interpreters of one process.
+    pub interpreters: usize,
+    /// Thread states of one interpreter.
+    pub threads: usize,
+    /// Frames of one thread; the innermost are kept.
+    pub frames: usize,
+    /// Coroutines of one task's chain; the outermost are kept.
+    pub coroutines: usize,
+    /// Tasks of one process.
+    pub tasks: usize,
+    /// Tasks that wait for one task.
+    pub awaiters: usize,
+    /// Entries of one dict.
+    pub dict_entries: usize,
+    /// Local variables of one frame.
+    pub locals: usize,
+    /// Bytes of one string in a result, UTF-8 encoded.
+    pub string_bytes: usize,
+    /// Bytes of one code object's location table.
+    pub linetable_bytes: usize,
+    /// Problems kept in words; the others are counted.
+    pub problems: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            reads: 200_000_000,
+            text_bytes: 1 << 30,
+            scanned_bytes: 256 << 20,
+            interpreters: 256,
+            threads: 32_768,
+            frames: 16_384,
+            coroutines: 4_096,
+            tasks: 1_000_000,
+            awaiters: 1_000_000,
+            dict_entries: 100_000,
+            locals: 1_024,
+            string_bytes: 1_024,
+            linetable_bytes: 4 << 20,
+            problems: 64,
+        }
+    }
+}
