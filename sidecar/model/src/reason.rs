@@ -297,10 +297,12 @@ impl Reason {
             | Self::NotArmed
             | Self::Cancelled => "Nothing to do.",
             Self::ScriptError => {
-                "Read `exec.exception`: a script that raises is an answer. A syntax error and a NUL byte in the script are reported here too."
+                "Read `exec.exception` of the target: a script that raises is an answer. A syntax error and a NUL byte in the script are reported here too."
             }
-            Self::PartiallyFailed => "Look at each target's own reason.",
-            Self::Stored => "Read the parts that `result` lists.",
+            Self::PartiallyFailed => "Look at the reason of each entry in `status.targets`.",
+            Self::Stored => {
+                "Read the Secrets that the target's `result.parts` names, in that order: together they are one zstd stream of JSON."
+            }
             Self::PodNotFound => {
                 "Check the pod's name and the session's namespace: a session reaches only pods of its own namespace."
             }
@@ -331,13 +333,13 @@ impl Reason {
                 "Create the ConfigMap in the session's namespace, or correct `scriptFrom`."
             }
             Self::PodSecurityForbidden => {
-                "The message carries the server's own words. `attach: Auto` or `attach: SameUser` passes *baseline* and *restricted*."
+                "The message carries the server's own words. `attach: Auto` and `attach: SameUser` pass *baseline* and *restricted*, on nodes whose `yama.ptrace_scope` is 0; `attach: Ptrace` needs a namespace that admits SYS_PTRACE."
             }
             Self::AdmissionForbidden => {
-                "The message carries the server's own words. Ask whoever owns that policy to admit the sidecar's image."
+                "The message carries the server's own words. Ask whoever owns that webhook or policy to admit the sidecar's image."
             }
             Self::PolicyDenied => "The message names the setting.",
-            Self::RequesterUnknown => "Install the admission policies of the chart.",
+            Self::RequesterUnknown => "Install the chart with `admissionPolicies.enabled: true`.",
             Self::YamaForbidden => {
                 "The message names the value. Scope 1 and 2 need `attach: Ptrace` (a namespace that admits SYS_PTRACE); scope 3 forbids every debugger until the node restarts."
             }
@@ -359,15 +361,19 @@ impl Reason {
             Self::PidNamespaceNotShared => {
                 "The container runtime did not honour `targetContainerName`; containerd 1.5 or CRI-O 1.23 and newer do."
             }
-            Self::NodeLost => "Look at the node.",
-            Self::TargetRestarted | Self::TargetExited => "Make a new session.",
+            Self::NodeLost => {
+                "Look at the node (`kubectl describe node`), and make a new session when it answers again."
+            }
+            Self::TargetRestarted | Self::TargetExited => {
+                "Make a new session: it looks at the process that runs now."
+            }
             Self::TargetBlocked => {
-                "The stacks show where it is blocked. Nothing is armed any more."
+                "The stacks that come with it show where it is blocked. Whether the request was taken back is in `Disarmed`."
             }
             Self::TargetBusy => {
                 "Wait for the other debugger or script to finish, or continue the process."
             }
-            Self::QueueFull => "Try again when they have ended.",
+            Self::QueueFull => "Try again when the sessions before it have ended.",
             Self::InterpreterFinalizing => "The process ends by itself; read its stacks instead.",
             Self::AuditHookRefused | Self::OpenCodeRefused => {
                 "This is its owner's decision and is not worked around."
@@ -375,13 +381,13 @@ impl Reason {
             Self::ScriptTimeout => {
                 "Raise `timeoutSeconds`, or make the script shorter. The output so far is kept."
             }
-            Self::Timeout => "Raise `timeoutSeconds`.",
+            Self::Timeout => "Raise `timeoutSeconds`. What was read until then is kept.",
             Self::TooManyTargets => "Narrow the selector.",
             Self::TooManySidecars => {
                 "Ephemeral containers cannot be removed: restart the pod when it suits you."
             }
             Self::StillArmed => {
-                "See the runbook: the target's process has to be looked at by hand."
+                "The script may still run when the thread reaches a safe point. The message names the process and thread; only that, or the end of the process, clears the request."
             }
             Self::InternalError => "Please report it, with the message.",
             Self::UnknownRecipe => "`recipe list` prints the names.",
