@@ -387,7 +387,7 @@ impl Reason {
                 "Ephemeral containers cannot be removed: restart the pod when it suits you."
             }
             Self::StillArmed => {
-                "The script may still run when the thread reaches a safe point. The message names the process and thread; only that, or the end of the process, clears the request."
+                "The script may still run when its thread comes to a safe point; only that, or the end of the process, clears the request."
             }
             Self::InternalError => "Please report it, with the message.",
             Self::UnknownRecipe => "`recipe list` prints the names.",

@@ -27,14 +27,14 @@ time, 6 everything else, 130 interrupted.
 ";
 
 fn page() -> String {
-    let mut page = HEAD.to_owned();
+    let mut parts = vec![HEAD.to_owned()];
     let ends_well = |reason: &Reason| reason.is_complete() || reason.exit_code() == 0;
     let groups = [
         ("Steps and good ends", true),
         ("Why a session fails", false),
     ];
     for (title, wanted) in groups {
-        page += &format!("\n## {title}\n");
+        parts.push(format!("\n## {title}\n"));
         for reason in Reason::ALL
             .iter()
             .filter(|reason| ends_well(reason) == wanted)
@@ -46,13 +46,13 @@ fn page() -> String {
             } else {
                 ""
             };
-            page += &format!(
+            parts.push(format!(
                 "\n### {reason}\n\n{meaning} (exit code {code}{condition}).\n\n{}\n",
                 reason.advice()
-            );
+            ));
         }
     }
-    page
+    parts.concat()
 }
 
 fn capitalized(sentence: &str) -> String {
