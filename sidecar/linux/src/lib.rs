@@ -2,12 +2,17 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod carrier;
 mod error;
+pub mod hardening;
 mod memory;
 pub mod process;
 pub mod procfs;
+pub mod signals;
+pub mod stop;
 mod syscalls;
 mod threads;
+pub mod write;
 
 pub use error::Error;
 pub use process::Process;

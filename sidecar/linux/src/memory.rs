@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::fs::OFlags;
-use sidewinder_decode::{Addr, Memory, ReadError};
+use sidewinder_decode::{Addr, ElfFacts, Files, Mapping, Memory, ReadError};
 
 use crate::Process;
 
@@ -65,5 +65,11 @@ impl Memory for Process {
             Errno::EPERM | Errno::EACCES | Errno::ENOSYS => ReadError::Denied,
             _ => ReadError::Fault { at, len },
         })
+    }
+}
+
+impl Files for Process {
+    fn elf(&self, mapping: &Mapping) -> Option<ElfFacts> {
+        ElfFacts::read(self.open_mapping(mapping)?).ok()
     }
 }

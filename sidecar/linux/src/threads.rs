@@ -80,7 +80,15 @@ impl Process {
             } else {
                 ThreadState::Blocked
             },
+            futex: line
+                .filter(|line| {
+                    !running && matches!(syscalls::lookup(line.number), Some((_, Subject::Futex)))
+                })
+                .map(|line| line.args[0]),
             syscall: line.filter(|_| !running).map(|line| self.describe(line)),
+            futex: line
+                .filter(|_| !running)
+                .and_then(|line| syscalls::futex(line.number, line.args)),
         })
     }
 

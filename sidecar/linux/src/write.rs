@@ -1,0 +1,380 @@
+//! Writing into a target. Nothing that only reads has a reason to name this module.
+
+use std::io::IoSlice;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::unistd::Pid;
+use rustix::fs::OFlags;
+use sidewinder_decode::Addr;
+
+use crate::stop::{StopError, stop};
+use crate::{Error, Process};
+
+/// The longest a thread is held to write a request or to take it back.
+const MAX_STOP: Duration = Duration::from_millis(100);
+
+/// The right to write into one target.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    process: &'a Process,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer for this target.
+    pub fn new(process: &'a Process) -> Self {
+        Self { process }
+    }
+
+    fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), Error> {
+        self.process
+            .read_memory(at.0, buf)
+            .map_err(|errno| self.process.refused("read the memory of", errno))
+    }
+
+    /// Writes all of `bytes` at `at`.
+    ///
+    /// # Errors
+    /// What the kernel said; part of the bytes may have been written.
+    pub fn write(&self, at: Addr, bytes: &[u8]) -> Result<(), Error> {
+        let pid = self.process.pid();
+        let remote = RemoteIoVec {
+            base: usize::try_from(at.0).unwrap_or_default(),
+            len: bytes.len(),
+        };
+        let errno = match process_vm_writev(Pid::from_raw(pid), &[IoSlice::new(bytes)], &[remote]) {
+            Ok(written) if written == bytes.len() => return Ok(()),
+            Ok(_) => Errno::EFAULT,
+            // No CONFIG_CROSS_MEMORY_ATTACH, or a seccomp profile that knows only the file.
+            Err(refused @ (Errno::ENOSYS | Errno::EPERM)) => {
+                match self.process.openat("mem", OFlags::WRONLY) {
+                    Ok(mem) => match mem.write_all_at(bytes, at.0) {
+                        Ok(()) => return Ok(()),
+                        Err(e) => return Err(self.process.io("write the memory of", e)),
+                    },
+                    Err(_) => refused,
+                }
+            }
+            Err(errno) => errno,
+        };
+        Err(self.process.refused("write the memory of", errno))
+    }
+}
+
+/// `_PY_EVAL_PLEASE_STOP_BIT`, which makes a thread look for requests: CPython's `Include/internal/pycore_ceval.h`.
+const STOP_BIT: u8 = 1 << 5;
+
+/// Where one thread's remote debugger request stands in the target (PEP 768).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestSlot {
+    /// `debugger_pending_call`, an `int32_t`.
+    pub pending: Addr,
+    /// `debugger_script_path`.
+    pub path: Addr,
+    /// Its size in bytes, the terminating NUL included.
+    pub path_size: usize,
+    /// The low byte of the thread's `eval_breaker`.
+    pub eval_breaker: Addr,
+}
+
+/// Why no request was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ArmError {
+    /// Somebody's request is outstanding on this thread.
+    #[error("another remote execution request waits for thread {tid}")]
+    Outstanding {
+        /// The thread.
+        tid: u64,
+    },
+    /// The path does not fit.
+    #[error("the script's path is longer than the {limit} bytes the interpreter has for it")]
+    PathTooLong {
+        /// How much fits.
+        limit: usize,
+    },
+    /// The thread has ended.
+    #[error("thread {tid} has ended")]
+    ThreadGone {
+        /// The thread.
+        tid: u64,
+    },
+    /// The thread did not stay stopped while the request was written; nothing is armed.
+    #[error("thread {tid} was not held long enough to write the request")]
+    Expired {
+        /// The thread.
+        tid: u64,
+    },
+    /// The thread could not be stopped.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// The memory could not be read or written.
+    #[error(transparent)]
+    Process(#[from] Error),
+}
+
+/// What became of a request that was taken back.
+#[derive(Debug)]
+pub enum Disarmed {
+    /// It was still waiting, and nothing of ours is armed any more.
+    TakenBack,
+    /// The thread had accepted it already.
+    Accepted,
+    /// The process has ended.
+    Gone,
+    /// It could not be taken back and may still run.
+    StillArmed(Error),
+}
+
+/// A request that waits for its thread. Dropping it takes it back.
+#[derive(Debug)]
+pub struct Armed<'a> {
+    writer: Writer<'a>,
+    tid: u64,
+    slot: RequestSlot,
+    path: Vec<u8>,
+    paused: Duration,
+    finished: bool,
+}
+
+/// Writes a request for the thread to run the file at `path` (as the target sees it), with the thread held still.
+///
+/// # Errors
+/// [`ArmError`]; nothing is armed then.
+pub fn arm<'a>(
+    process: &'a Process,
+    tid: u64,
+    slot: RequestSlot,
+    path: &str,
+) -> Result<Armed<'a>, ArmError> {
+    let mut path = path.as_bytes().to_vec();
+    path.push(0);
+    if path.len() > slot.path_size || path.len() > 4096 {
+        return Err(ArmError::PathTooLong {
+            limit: slot.path_size.saturating_sub(1),
+        });
+    }
+    let guard = stop(process, &[tid], MAX_STOP)?;
+    if guard.tids().is_empty() {
+        return Err(ArmError::ThreadGone { tid });
+    }
+    let mut armed = Armed {
+        writer: Writer::new(process),
+        tid,
+        slot,
+        path,
+        paused: Duration::ZERO,
+        finished: true,
+    };
+    if armed.pending()? != 0 {
+        return Err(ArmError::Outstanding { tid });
+    }
+    // CPython's own order: the path first, then the request, then the bit.
+    armed.writer.write(slot.path, &armed.path)?;
+    if !guard.holds() {
+        return Err(ArmError::Expired { tid });
+    }
+    armed.finished = false;
+    armed.writer.write(slot.pending, &1_i32.to_le_bytes())?;
+    armed.set_bit()?;
+    armed.paused = guard.release().paused;
+    Ok(armed)
+}
+
+impl Armed<'_> {
+    /// The thread that was asked.
+    pub fn tid(&self) -> u64 {
+        self.tid
+    }
+
+    /// How long the thread was held still for this request so far.
+    pub fn paused(&self) -> Duration {
+        self.paused
+    }
+
+    fn pending(&self) -> Result<i32, Error> {
+        let mut bytes = [0; 4];
+        self.writer.read(self.slot.pending, &mut bytes)?;
+        Ok(i32::from_le_bytes(bytes))
+    }
+
+    /// Whether the request still waits.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], or what the kernel said.
+    pub fn waits(&self) -> Result<bool, Error> {
+        Ok(self.pending()? != 0)
+    }
+
+    /// Only the low byte: the others are the instrumentation version, which the target changes.
+    fn set_bit(&self) -> Result<(), Error> {
+        let mut byte = [0];
+        self.writer.read(self.slot.eval_breaker, &mut byte)?;
+        if byte[0] & STOP_BIT == 0 {
+            self.writer
+                .write(self.slot.eval_breaker, &[byte[0] | STOP_BIT])?;
+        }
+        Ok(())
+    }
+
+    /// Interrupts whatever the thread waits for, with no signal that it or its parent could see. Where the wait is one
+    /// that returns EINTR after a stop (`epoll_wait`), Python runs the request. The bit is set again where a signal
+    /// handler that raised made the interpreter clear it without looking.
+    ///
+    /// # Errors
+    /// [`StopError`]; the request still waits then.
+    pub fn interrupt(&mut self) -> Result<(), StopError> {
+        let guard = stop(self.writer.process, &[self.tid], MAX_STOP)?;
+        let result = match self.pending() {
+            Ok(0) => Ok(()),
+            Ok(_) => self.set_bit(),
+            Err(error) => Err(error),
+        };
+        self.paused += guard.release().paused;
+        Ok(result?)
+    }
+
+    /// Takes the request back, with the thread held still where it can be.
+    pub fn disarm(mut self) -> (Disarmed, Duration) {
+        let outcome = self.take_back();
+        (outcome, self.paused)
+    }
+
+    /// Ends the guard of a request that the thread has accepted.
+    pub fn accepted(mut self) -> Duration {
+        self.finished = true;
+        self.paused
+    }
+
+    fn take_back(&mut self) -> Disarmed {
+        if self.finished {
+            return Disarmed::Accepted;
+        }
+        // A thread that cannot be stopped (uninterruptible, stopped by a signal, traced by somebody else) executes no
+        // Python either; the write is the same four bytes.
+        let guard = stop(self.writer.process, &[self.tid], MAX_STOP).ok();
+        let result = take_back(&self.writer, self.slot, &self.path);
+        if let Some(guard) = guard {
+            self.paused += guard.release().paused;
+        }
+        match result {
+            Ok(true) => {
+                self.finished = true;
+                Disarmed::TakenBack
+            }
+            Ok(false) => {
+                self.finished = true;
+                Disarmed::Accepted
+            }
+            Err(_) if !self.writer.process.alive() => {
+                self.finished = true;
+                Disarmed::Gone
+            }
+            Err(error) => Disarmed::StillArmed(error),
+        }
+    }
+}
+
+impl Drop for Armed<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.take_back();
+        }
+    }
+}
+
+/// Withdraws a request for `path` (with its NUL); false when it does not wait there.
+pub(crate) fn take_back(
+    writer: &Writer<'_>,
+    slot: RequestSlot,
+    path: &[u8],
+) -> Result<bool, Error> {
+    let mut pending = [0; 4];
+    writer.read(slot.pending, &mut pending)?;
+    if pending == [0; 4] {
+        return Ok(false);
+    }
+    let mut there = vec![0; path.len()];
+    writer.read(slot.path, &mut there)?;
+    if there != path {
+        // Somebody else's request has replaced ours.
+        return Ok(false);
+    }
+    writer.write(slot.pending, &[0; 4])?;
+    writer.read(slot.pending, &mut pending)?;
+    if pending == [0; 4] {
+        Ok(true)
+    } else {
+        Err(Error::Io {
+            pid: writer.process.pid(),
+            what: "take a request back from",
+            source: std::io::Error::other("the request is still there after the write"),
+        })
+    }
+}
+
+/// Whether a path has the form of one of our requests.
+pub fn is_ours(path: &str) -> bool {
+    if path
+        .rsplit_once('/')
+        .is_some_and(|(_, name)| name.starts_with(crate::carrier::FILE_PREFIX))
+    {
+        return true;
+    }
+    let number = |text: &str, least: u32| text.parse::<u32>().is_ok_and(|n| n >= least);
+    path.strip_prefix("/proc/")
+        .and_then(|rest| rest.split_once("/fd/"))
+        .is_some_and(|(pid, fd)| number(pid, 1) && number(fd, crate::carrier::LEAST_DESCRIPTOR))
+}
+
+/// Takes back a request of our form that an ended sidecar left behind: true when there was one. A request whose file
+/// can still be opened belongs to a sidecar that lives, and is left alone.
+///
+/// # Errors
+/// What the kernel said.
+pub fn disarm_stale(process: &Process, slot: RequestSlot) -> Result<bool, Error> {
+    let writer = Writer::new(process);
+    let mut pending = [0; 4];
+    writer.read(slot.pending, &mut pending)?;
+    if pending == [0; 4] {
+        return Ok(false);
+    }
+    let mut path = vec![0; slot.path_size.min(4096)];
+    writer.read(slot.path, &mut path)?;
+    let end = path.iter().position(|byte| *byte == 0).unwrap_or(0);
+    path.truncate(end);
+    let Some(text) = std::str::from_utf8(&path).ok().filter(|text| is_ours(text)) else {
+        return Ok(false);
+    };
+    // The links in /proc are magic ones; it is enough to see whether the entry exists.
+    let dir = text.rsplit_once('/').map_or("/", |(dir, _)| dir);
+    let name = text.rsplit_once('/').map_or(text, |(_, name)| name);
+    if let Ok(dir) = process.in_root(dir, OFlags::PATH | OFlags::DIRECTORY)
+        && rustix::fs::statat(&dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    {
+        return Ok(false);
+    }
+    path.push(0);
+    take_back(&writer, slot, &path)
+}
+
+/// How long it is until `deadline`, never negative.
+pub(crate) fn remaining(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ours;
+
+    #[test]
+    fn only_paths_of_our_form_are_ours() {
+        assert!(is_ours("/proc/17/fd/40213"));
+        assert!(is_ours("/dev/shm/.sidewinder-0a1b2c3d4e5f6071.py"));
+        assert!(!is_ours("/proc/17/fd/3"));
+        assert!(!is_ours("/proc/self/fd/40213"));
+        assert!(!is_ours("/tmp/debug.py"));
+        assert!(!is_ours(""));
+    }
+}
