@@ -28,11 +28,6 @@ pub(crate) fn lookup(number: u64) -> Option<(&'static str, Subject)> {
         .map(|(_, name, subject)| (*name, *subject))
 }
 
-/// The futex that a call waits for, if it is one that waits for a futex.
-pub(crate) fn futex(number: u64, args: [u64; 6]) -> Option<u64> {
-    matches!(lookup(number), Some((_, Futex))).then_some(args[0])
-}
-
 #[cfg(target_arch = "x86_64")]
 const TABLE: &[(u64, &str, Subject)] = &[
     (0, "read", Descriptor),

@@ -86,9 +86,6 @@ impl Process {
                 })
                 .map(|line| line.args[0]),
             syscall: line.filter(|_| !running).map(|line| self.describe(line)),
-            futex: line
-                .filter(|_| !running)
-                .and_then(|line| syscalls::futex(line.number, line.args)),
         })
     }
 
