@@ -11,7 +11,6 @@ use crate::offsets::{Field as F, Offsets};
 /// `enum _frameowner`: who owns a frame's memory. Entry frames of the interpreter, one for each call from C into
 /// Python, have 3 (and 4, which 3.14 defines and never uses).
 const OWNED_BY_INTERPRETER: u8 = 3;
-const OWNED_BY_GENERATOR: u8 = 1;
 /// No version's frame structure is larger.
 const MAX_FRAME: usize = 1024;
 
@@ -31,10 +30,6 @@ impl RawFrame {
     /// Whether it is a Python function's, not an entry from C.
     pub(crate) fn is_python(&self) -> bool {
         self.owner < OWNED_BY_INTERPRETER && !self.executable.is_null()
-    }
-
-    pub(crate) fn is_generators(&self) -> bool {
-        self.owner == OWNED_BY_GENERATOR
     }
 }
 

@@ -14,9 +14,11 @@
 )]
 
 mod code;
+mod coroutine;
 mod decoder;
 pub mod elf;
 mod frame;
+mod graph;
 pub mod limits;
 mod linetable;
 mod local;
@@ -24,8 +26,10 @@ pub mod memory;
 mod object;
 pub mod offsets;
 pub mod os;
+pub mod remote_exec;
 pub mod runtime;
 mod search;
+mod task;
 mod text;
 mod thread;
 
@@ -34,4 +38,5 @@ pub use limits::Limits;
 pub use memory::{Addr, Image, ImageError, Memory, PageCache, ReadError, Recorder};
 pub use os::{Mapping, OsThread};
 pub use runtime::{GilState, LocateError, Runtime};
+pub use task::tasks;
 pub use thread::stacks;

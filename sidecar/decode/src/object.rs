@@ -1,5 +1,6 @@
 //! Python's built-in objects: types, strings, numbers, dicts and instance attributes.
 
+use std::cell::OnceCell;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -12,6 +13,8 @@ use crate::text;
 const MAX_TYPE_NAME: usize = 512;
 /// Digits of 30 bits beyond which an int is shown by its size: more than a thousand decimal digits.
 const MAX_DIGITS: usize = 128;
+/// Classes between one and asyncio's.
+const MAX_BASES: usize = 64;
 /// The largest set table looked at, in entries.
 const MAX_SET_TABLE: u64 = 1 << 24;
 
@@ -21,6 +24,9 @@ pub(crate) struct Type {
     /// `tp_name`: for types written in C with its module, for classes without.
     pub(crate) name: String,
     flags: u64,
+    address: Addr,
+    /// Whether it is asyncio's future written in C, or derived from it.
+    future: OnceCell<bool>,
 }
 
 impl Type {
@@ -82,9 +88,35 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         let found = Rc::new(Type {
             name: self.c_string(name, MAX_TYPE_NAME)?,
             flags: self.u64(self.member(at, F::type_object_tp_flags))?,
+            address: at,
+            future: OnceCell::new(),
         });
         self.types.borrow_mut().insert(at, Rc::clone(&found));
         Ok(found)
+    }
+
+    /// Whether an object has the layout of asyncio's future: tasks have it, and classes derived from either.
+    pub(crate) fn is_future(&self, object: Addr) -> Result<bool, Fault> {
+        let kind = self.type_of(object)?;
+        if let Some(known) = kind.future.get() {
+            return Ok(*known);
+        }
+        let mut at = kind.address;
+        let mut future = false;
+        for _ in 0..MAX_BASES {
+            let name = self.pointer(self.member(at, F::type_object_tp_name))?;
+            let name = self.c_string(name, MAX_TYPE_NAME)?;
+            if name == "_asyncio.Future" || name == "_asyncio.Task" {
+                future = true;
+                break;
+            }
+            // `tp_base` follows `tp_flags` after ten other words.
+            at = self.pointer(self.member(at, F::type_object_tp_flags).plus(88))?;
+            if at.is_null() {
+                break;
+            }
+        }
+        Ok(*kind.future.get_or_init(|| future))
     }
 
     /// A string that ends with a zero byte.

@@ -1,0 +1,140 @@
+"""asyncio in two threads, and what can be awaited in it; says on stdout what it knows of itself."""
+
+import asyncio
+import json
+import sys
+import threading
+import types
+
+
+async def leaf(future):
+    await future
+
+
+async def middle(future):
+    await leaf(future)
+
+
+async def generator(future):
+    yield 1
+    await future
+    yield 2
+
+
+async def consumer(future):
+    async for _ in generator(future):
+        pass
+
+
+async def wrapped(future):
+    await WithAwait(future)
+
+
+class WithAwait:
+    def __init__(self, future):
+        self.future = future
+
+    def __await__(self):
+        return leaf(self.future).__await__()
+
+
+@types.coroutine
+def by_generator(future):
+    yield from future
+
+
+async def on_generator(future):
+    await by_generator(future)
+
+
+async def gathering(*awaited):
+    await asyncio.gather(*awaited)
+
+
+async def grouping(future):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leaf(future), name="grüßt")
+        group.create_task(leaf(future), name="日本語")
+
+
+async def waits_for(name):
+    await next(task for task in asyncio.all_tasks() if task.get_name() == name)
+
+
+async def other_loop(ready):
+    future = asyncio.get_running_loop().create_future()
+    tasks = [asyncio.create_task(middle(future), name=f"elsewhere-{n}") for n in range(3)]
+    await asyncio.sleep(0)
+    ready.set()
+    await asyncio.gather(*tasks)
+
+
+def known():
+    """What the interpreter itself says of every task of this loop."""
+    tasks = {}
+    for task in asyncio.all_tasks():
+        stack = []
+        if task is not asyncio.current_task():
+            # asyncio.capture_call_graph() recurses without end where tasks wait for each other in a circle.
+            awaited = task.get_coro()
+            while awaited is not None:
+                code = getattr(awaited, "cr_code", None) or getattr(awaited, "gi_code", None)
+                code = code or getattr(awaited, "ag_code", None)
+                frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+                if code is None:
+                    break
+                stack.append([code.co_qualname, frame.f_lineno if frame else None])
+                awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+        tasks[f"{id(task):#x}"] = {
+            "name": task.get_name(),
+            "stack": stack,
+            "awaitedBy": sorted(f"{id(waiter):#x}" for waiter in task._asyncio_awaited_by or ()),
+        }
+    return tasks
+
+
+def lowest():
+    print(json.dumps({"tasks": known(), "loop": f"{id(asyncio.get_running_loop()):#x}"}), flush=True)
+    sys.stdin.readline()
+
+
+async def busy():
+    await asyncio.sleep(0)
+    below()
+
+
+def below():
+    list(map(lambda _: lowest(), [1]))
+
+
+async def main():
+    loop = asyncio.get_running_loop()
+    future, single = loop.create_future(), loop.create_future()
+    tasks = [
+        asyncio.create_task(middle(future)),
+        asyncio.create_task(consumer(single), name="consumer"),
+        asyncio.create_task(wrapped(future), name="wrapped"),
+        asyncio.create_task(on_generator(future), name="on generator"),
+        asyncio.create_task(grouping(future), name="grouping"),
+        asyncio.create_task(waits_for("second"), name="first"),
+        asyncio.create_task(waits_for("first"), name="second"),
+        asyncio.create_task(asyncio.sleep(3600), name="x" * 2000),
+    ]
+    tasks.append(asyncio.create_task(gathering(*tasks[:2]), name="gathering"))
+    tasks += [asyncio.create_task(gathering(tasks[2]), name=f"waiter-{n}") for n in range(12)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    running = asyncio.create_task(busy(), name="busy")
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(leaf(single), name="created"))
+    await running
+    for task in tasks:
+        task.cancel()
+
+
+ready = threading.Event()
+threading.Thread(
+    target=lambda: asyncio.run(other_loop(ready)), name="a thread with a long name", daemon=True
+).start()
+ready.wait()
+asyncio.run(main())
