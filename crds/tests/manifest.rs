@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use serde_json::{Value, json};
-use sidewinder_crds::{manifest, names};
+use sidewinder_crds::{ExecStatus, manifest, names};
+use sidewinder_model::{ExecOutcome, Stacks};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -108,6 +109,50 @@ fn every_field_but_cancel_is_immutable() {
             ));
         assert_eq!(compared, field != "cancel", "{field}");
     }
+}
+
+#[test]
+fn the_table_shows_the_answer_first_and_the_rest_when_wide() {
+    let crd = manifest::debug_sessions();
+    let columns = |wide: bool| -> Vec<String> {
+        crd["spec"]["versions"][0]["additionalPrinterColumns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|column| (column["priority"].as_i64() == Some(1)) == wide)
+            .map(|column| column["name"].as_str().unwrap().to_uppercase())
+            .collect()
+    };
+    assert_eq!(
+        columns(false),
+        ["TARGET", "ACTION", "PHASE", "SUMMARY", "AGE"]
+    );
+    assert_eq!(
+        columns(true),
+        ["REASON", "PODS", "NODE", "PYTHON", "DURATION"]
+    );
+}
+
+/// Whatever the sidecar says about a script has a field in the status: the operator copies by name.
+#[test]
+fn the_status_has_every_field_of_an_exec_outcome() {
+    let outcome = serde_json::to_value(ExecOutcome {
+        stacks: Some(Stacks::default()),
+        ..ExecOutcome::default()
+    })
+    .unwrap();
+    let crd = manifest::debug_sessions();
+    let targets = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+        ["properties"]["targets"];
+    let fields = &targets["items"]["properties"]["exec"]["properties"];
+    for name in outcome.as_object().unwrap().keys() {
+        assert!(fields.get(name).is_some(), "{name}");
+    }
+    assert_eq!(
+        fields.as_object().unwrap().len(),
+        outcome.as_object().unwrap().len()
+    );
+    serde_json::from_value::<ExecStatus>(outcome).unwrap();
 }
 
 /// What the API server refuses in a structural schema, or would answer with surprises.
