@@ -1,0 +1,116 @@
+//! Everything together: configuration in, until a signal or a lost lease out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_controller::LeaderElection;
+use kube::{Client, Config};
+use sidewinder_crds::names::LEASE;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::args::Args;
+use crate::events::Events;
+use crate::http::{self, Readiness};
+use crate::leader::{Led, lead};
+use crate::metrics::Metrics;
+use crate::relay::connect::PodExec;
+use crate::relay::pool::Pool;
+use crate::session::{self, Context, Refusals};
+
+/// How long ending may take; the chart's `terminationGracePeriodSeconds` is longer.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs the operator until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or when leadership was lost.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    // Several crates of the tree could bring a provider of their own.
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        warn!("another TLS provider was installed before");
+    }
+    let stop = CancellationToken::new();
+    stop_on_signal(&stop)?;
+
+    let metrics = Metrics::new();
+    let readiness = Readiness::default();
+    let listener = TcpListener::bind(args.http_address)
+        .await
+        .with_context(|| format!("failed to listen on {}", args.http_address))?;
+    let server = tokio::spawn(http::serve(
+        listener,
+        http::router(metrics.clone(), readiness.clone()),
+        stop.clone().cancelled_owned(),
+    ));
+
+    let config = Config::infer().await.context(
+        "failed to find the cluster: neither a service account nor a kubeconfig is there",
+    )?;
+    let client = Client::try_from(config).context("failed to set up the client")?;
+    let identity = args.identity();
+    let events = Events::new(client.clone(), &identity);
+    let context = Arc::new(Context {
+        client: client.clone(),
+        pool: Pool::new(PodExec::new(client.clone()), metrics.traffic.clone()),
+        settings: args.settings(),
+        metrics: metrics.clone(),
+        events: events.clone(),
+        refusals: Refusals::default(),
+    });
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        identity,
+        sidecar = args.sidecar_image,
+        leader_election = args.leader_election,
+        "started"
+    );
+    readiness.set(true);
+
+    let namespace = (!args.watch_namespace.is_empty()).then(|| args.watch_namespace.clone());
+    let work = session::run(context, namespace, stop.clone());
+    let led = if args.leader_election {
+        let election = LeaderElection::new(client, &args.pod_namespace, LEASE, &identity);
+        lead(&election, &metrics, &stop, work).await
+    } else {
+        metrics.leader.set(1);
+        work.await;
+        Led::Done
+    };
+    readiness.set(false);
+    stop.cancel();
+    let ending = async {
+        events.flush().await;
+        server.await
+    };
+    match tokio::time::timeout(SHUTDOWN_LIMIT, ending).await {
+        Ok(Ok(served)) => served.context("the HTTP server failed")?,
+        Ok(Err(error)) => warn!(%error, "the HTTP server did not end well"),
+        Err(_) => warn!("not everything ended in time"),
+    }
+    info!("ended");
+    match led {
+        Led::Done => Ok(()),
+        Led::Lost => anyhow::bail!("leadership was lost"),
+    }
+}
+
+fn stop_on_signal(stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("failed to wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to wait for SIGINT")?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("SIGTERM"),
+            _ = interrupt.recv() => info!("SIGINT"),
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! Flags and environment variables.
+
+use std::net::SocketAddr;
+
+use clap::{ArgAction, Parser, ValueEnum};
+use sidewinder_crds::names::{NAMESPACE, env};
+
+use crate::inject::SidecarImage;
+use crate::session::Settings;
+use crate::session::result::Sensitive;
+
+/// The controller of DebugSessions.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "sidewinder-operator", version)]
+pub struct Args {
+    /// The sidecar's image, as it is written into pods.
+    #[arg(long, env = env::SIDECAR_IMAGE)]
+    pub sidecar_image: String,
+    /// When nodes pull the sidecar's image.
+    #[arg(long, env = env::SIDECAR_PULL_POLICY, default_value = "IfNotPresent")]
+    pub sidecar_pull_policy: PullPolicy,
+    /// Where script output and values of local variables may appear.
+    #[arg(long, env = env::RESULTS_SENSITIVE, default_value = "Secret")]
+    pub results_sensitive: SensitiveResults,
+    /// After how many idle seconds an agent exits.
+    #[arg(long, env = env::AGENT_IDLE_SECONDS, default_value_t = 1800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub agent_idle_seconds: u32,
+    /// The log filter, for example `info` or `sidewinder_operator=debug`.
+    #[arg(long, env = env::LOG, default_value = "info")]
+    pub log: String,
+    /// How log lines look.
+    #[arg(long, env = env::LOG_FORMAT, default_value = "json")]
+    pub log_format: LogFormat,
+    /// Whether replicas elect a leader.
+    #[arg(long, env = env::LEADER_ELECTION, default_value_t = true, action = ArgAction::Set)]
+    pub leader_election: bool,
+    /// The one namespace whose sessions are served; empty for all.
+    #[arg(long, env = env::WATCH_NAMESPACE, default_value = "")]
+    pub watch_namespace: String,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    #[arg(long, env = env::HTTP_ADDRESS, default_value = "0.0.0.0:8080")]
+    pub http_address: SocketAddr,
+    /// How many sessions are worked on at once.
+    #[arg(long, env = env::MAX_CONCURRENT, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_concurrent: u16,
+    /// The operator's own pod: its identity among the replicas.
+    #[arg(long, env = env::POD_NAME, default_value = "")]
+    pub pod_name: String,
+    /// The operator's own namespace: where the lease is.
+    #[arg(long, env = env::POD_NAMESPACE, default_value = NAMESPACE)]
+    pub pod_namespace: String,
+}
+
+/// When nodes pull an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// Before each start.
+    Always,
+    /// When the node does not have it.
+    IfNotPresent,
+    /// Never: the node must have it.
+    Never,
+}
+
+/// Where sensitive results may appear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum SensitiveResults {
+    /// Only in Secrets.
+    Secret,
+    /// Also in the status.
+    Status,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Args {
+    /// What sessions need of it.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            sidecar: SidecarImage {
+                image: self.sidecar_image.clone(),
+                pull_policy: match self.sidecar_pull_policy {
+                    PullPolicy::Always => "Always",
+                    PullPolicy::IfNotPresent => "IfNotPresent",
+                    PullPolicy::Never => "Never",
+                }
+                .to_owned(),
+                idle_seconds: self.agent_idle_seconds,
+            },
+            sensitive: match self.results_sensitive {
+                SensitiveResults::Secret => Sensitive::Secret,
+                SensitiveResults::Status => Sensitive::Status,
+            },
+            max_concurrent: usize::from(self.max_concurrent),
+        }
+    }
+
+    /// What this replica is called. Two replicas of one name would both lead.
+    pub fn identity(&self) -> String {
+        if self.pod_name.is_empty() {
+            format!("sidewinder-operator-{}", std::process::id())
+        } else {
+            self.pod_name.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from([&["sidewinder-operator"], args].concat())
+    }
+
+    #[test]
+    fn only_the_image_must_be_given() {
+        let args = parse(&["--sidecar-image", "registry.example/sidewinder-sidecar:1"]).unwrap();
+        let settings = args.settings();
+        assert_eq!(settings.sidecar.pull_policy, "IfNotPresent");
+        assert_eq!(settings.sidecar.idle_seconds, 1800);
+        assert_eq!(settings.sensitive, Sensitive::Secret);
+        assert_eq!(settings.max_concurrent, 64);
+        assert!(args.leader_election);
+        assert!(parse(&[]).is_err());
+    }
+
+    #[test]
+    fn values_out_of_the_closed_lists_are_refused() {
+        for wrong in [
+            ["--sidecar-pull-policy", "Sometimes"],
+            ["--results-sensitive", "Log"],
+            ["--agent-idle-seconds", "0"],
+            ["--max-concurrent", "0"],
+            ["--http-address", "8080"],
+            ["--leader-election", "perhaps"],
+        ] {
+            let args = [&["--sidecar-image", "x"][..], &wrong].concat();
+            assert!(parse(&args).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn leader_election_can_be_turned_off() {
+        let args = parse(&["--sidecar-image", "x", "--leader-election", "false"]).unwrap();
+        assert!(!args.leader_election);
+    }
+}

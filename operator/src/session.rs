@@ -1,0 +1,404 @@
+//! The controller of sessions: watches them, and keeps one task at work on each that has not ended.
+//!
+//! The controller's own reconciler only hands over: it starts a session's task, tells a running task what changed,
+//! and deletes sessions whose time is up. A task lasts until its session's end, so nothing is polled.
+
+pub mod apply;
+pub mod drive;
+pub mod observe;
+pub mod plan;
+pub mod result;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::Api;
+use kube::core::DeserializeGuard;
+use kube::runtime::Controller;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use sidewinder_crds::{DebugSession, DebugSessionStatus};
+use sidewinder_model::Reason;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, error, info_span, warn};
+
+use self::drive::{Outcome, Signal};
+use self::plan::End;
+use self::result::Sensitive;
+use crate::error::Error;
+use crate::events::Events;
+use crate::inject::{Refusal, SidecarImage};
+use crate::metrics::Metrics;
+use crate::relay::connect::Connect;
+use crate::relay::pool::Pool;
+
+/// How long a refusal by admission is believed before it is tried again.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(60);
+/// How many refusals are remembered.
+const MAX_REFUSALS: usize = 4096;
+/// The pause before a session whose task failed is taken up again, and the longest one.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// After how many failures in a row a session ends with `InternalError`.
+const MAX_FAILURES: u32 = 8;
+
+/// What the operator's configuration says about sessions.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The sidecar.
+    pub sidecar: SidecarImage,
+    /// Where script output and values may appear.
+    pub sensitive: Sensitive,
+    /// How many sessions are worked on at once.
+    pub max_concurrent: usize,
+}
+
+/// What every session's task needs.
+pub struct Context<C> {
+    /// The API server.
+    pub client: Client,
+    /// Open streams.
+    pub pool: Pool<C>,
+    /// Settings.
+    pub settings: Settings,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Events.
+    pub events: Events,
+    /// Recent refusals.
+    pub refusals: Refusals,
+}
+
+/// Pods in which admission refused the preferred way a moment ago.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<HashMap<String, (Refusal, Instant)>>);
+
+impl Refusals {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Refusal, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a refusal for the pod with this UID.
+    pub fn remember(&self, pod_uid: &str, refusal: &Refusal) {
+        let mut known = self.lock();
+        if known.len() >= MAX_REFUSALS {
+            known.retain(|_, (_, since)| since.elapsed() < REFUSAL_LIMIT);
+        }
+        if known.len() < MAX_REFUSALS {
+            known.insert(pod_uid.to_owned(), (refusal.clone(), Instant::now()));
+        }
+    }
+
+    /// The refusal for the pod with this UID, where it is fresh.
+    pub fn recall(&self, pod_uid: &str) -> Option<Refusal> {
+        self.lock()
+            .get(pod_uid)
+            .filter(|(_, since)| since.elapsed() < REFUSAL_LIMIT)
+            .map(|(refusal, _)| refusal.clone())
+    }
+}
+
+/// The running tasks, by the session's UID.
+struct Supervisor<C> {
+    context: Arc<Context<C>>,
+    running: Mutex<HashMap<String, watch::Sender<Signal>>>,
+    permits: Semaphore,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl<C: Connect> Supervisor<C> {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Signal>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the session's task, or tells it what changed.
+    fn hand_over(self: &Arc<Self>, session: &Arc<DebugSession>, uid: &str) {
+        let mut running = self.running();
+        if let Some(signal) = running.get(uid) {
+            signal.send_modify(|signal| signal.latest = Some(Arc::clone(session)));
+            return;
+        }
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let (sender, receiver) = watch::channel(Signal::default());
+        running.insert(uid.to_owned(), sender);
+        self.context.metrics.active.inc();
+        let supervisor = Arc::clone(self);
+        let session = Arc::clone(session);
+        let uid = uid.to_owned();
+        let span = info_span!(
+            "session",
+            namespace = session.namespace().unwrap_or_default(),
+            name = session.name_any(),
+            uid,
+            pod = session.spec.target.pod_name,
+            action = session.spec.action().map_or("none", |action| action.name()),
+        );
+        self.tasks.spawn(
+            async move {
+                let work = supervisor.work(&session, receiver);
+                tokio::select! {
+                    () = work => {}
+                    () = supervisor.stop.cancelled() => debug!("left to the next leader"),
+                }
+                supervisor.running().remove(&uid);
+                supervisor.context.metrics.active.dec();
+            }
+            .instrument(span),
+        );
+    }
+
+    /// Tells a task that its session was deleted.
+    fn deleted(&self, matches: impl Fn(&str) -> bool) {
+        for (uid, signal) in self.running().iter() {
+            if matches(uid) {
+                signal.send_modify(|signal| signal.gone = true);
+            }
+        }
+    }
+
+    /// Works on a session until its end, whatever fails in between.
+    async fn work(self: &Arc<Self>, session: &DebugSession, mut signals: watch::Receiver<Signal>) {
+        let permit = loop {
+            tokio::select! {
+                permit = self.permits.acquire() => break permit.ok(),
+                changed = signals.changed() => {
+                    let signal = signals.borrow_and_update().clone();
+                    let cancel = signal.latest.is_some_and(|latest| latest.spec.cancel);
+                    // Ending a session needs no place in the queue.
+                    if changed.is_err() || signal.gone || cancel {
+                        break None;
+                    }
+                }
+            }
+        };
+        // What was seen while waiting is seen again.
+        signals.mark_changed();
+        let mut session = session.clone();
+        let mut pause = RETRY.0;
+        let mut failures = 0;
+        loop {
+            // In a task of its own, so that a bug in one session ends that session and nothing else.
+            let attempt = {
+                let context = Arc::clone(&self.context);
+                let session = session.clone();
+                let signals = signals.clone();
+                let stop = self.stop.clone();
+                tokio::spawn(
+                    async move {
+                        tokio::select! {
+                            result = drive::drive(&context, session, signals) => result,
+                            () = stop.cancelled() => Ok(Outcome::Superseded),
+                        }
+                    }
+                    .in_current_span(),
+                )
+                .await
+            };
+            let words = match attempt {
+                Ok(Ok(outcome)) => {
+                    debug!(?outcome, "left");
+                    break;
+                }
+                Ok(Err(failed)) => {
+                    self.context.metrics.errors.inc();
+                    warn!(error = %describe(&failed), "a session's work failed");
+                    describe(&failed)
+                }
+                Err(panic) => {
+                    self.context.metrics.errors.inc();
+                    error!(%panic, "a session's work was ended by a bug");
+                    failures = MAX_FAILURES;
+                    "the operator met a bug; its log has the details".to_owned()
+                }
+            };
+            failures += 1;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = async { while !signals.borrow_and_update().gone {
+                    if signals.changed().await.is_err() { break; }
+                } } => break,
+            }
+            pause = (pause * 2).min(RETRY.1);
+            match observe::session(&self.context.client, &session).await {
+                Ok(Some(fresh)) if plan::has_ended(&fresh) => break,
+                Ok(Some(fresh)) => session = fresh,
+                Ok(None) => break,
+                Err(failed) => warn!(error = %describe(&failed), "a session cannot be read"),
+            }
+            if failures >= MAX_FAILURES {
+                self.give_up(&session, &words).await;
+                break;
+            }
+        }
+        drop(permit);
+    }
+
+    /// Ends a session that cannot be worked on.
+    async fn give_up(&self, session: &DebugSession, words: &str) {
+        let status = session.status.clone().unwrap_or_default();
+        let intent = plan::Intent::read(&status.targets).is_some();
+        let end = End {
+            reason: Reason::InternalError,
+            message: words.to_owned(),
+            outcome: None,
+            maybe_armed: intent,
+        };
+        let target = status.targets.first().cloned().unwrap_or_default();
+        let now = Timestamp::now();
+        let elapsed = now.duration_since(plan::started(session, now));
+        let finished = result::finish(
+            session,
+            &end,
+            &target,
+            "",
+            self.context.settings.sensitive,
+            Duration::try_from(elapsed).unwrap_or_default(),
+            now,
+        );
+        if let Err(failed) = apply::status(&self.context.client, session, &finished.status).await {
+            error!(error = %describe(&failed), "a session's end cannot be written");
+        }
+    }
+
+    /// What to do with a session that has ended.
+    async fn after_the_end(&self, session: &DebugSession) -> Result<Action, Error> {
+        let status = session.status.clone().unwrap_or_default();
+        if status.observed_generation != session.metadata.generation {
+            let seen = DebugSessionStatus {
+                observed_generation: session.metadata.generation,
+                ..status.clone()
+            };
+            // The write triggers another round; a conflict does, too.
+            apply::status(&self.context.client, session, &seen).await?;
+        }
+        let Some(kept) = session.spec.ttl_seconds_after_finished else {
+            return Ok(Action::await_change());
+        };
+        let Some(ended) = &status.completion_time else {
+            return Ok(Action::await_change());
+        };
+        let kept = Duration::from_secs(u64::from(kept.unsigned_abs()));
+        let due = plan::after(ended.0, kept);
+        let left = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
+        if left.is_zero() {
+            apply::delete(&self.context.client, session).await?;
+            return Ok(Action::await_change());
+        }
+        Ok(Action::requeue(left))
+    }
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+async fn reconcile<C: Connect>(
+    session: Arc<DeserializeGuard<DebugSession>>,
+    supervisor: Arc<Supervisor<C>>,
+) -> Result<Action, Error> {
+    let session = match &session.0 {
+        Ok(session) => session,
+        Err(invalid) => {
+            supervisor.context.metrics.errors.inc();
+            warn!(
+                namespace = session.meta().namespace,
+                name = session.meta().name,
+                error = %invalid.error,
+                "a session cannot be read by this version"
+            );
+            return Ok(Action::await_change());
+        }
+    };
+    let Some(uid) = session.uid() else {
+        return Ok(Action::await_change());
+    };
+    if session.metadata.deletion_timestamp.is_some() {
+        supervisor.deleted(|running| running == uid);
+        return Ok(Action::await_change());
+    }
+    if plan::has_ended(session) {
+        return supervisor.after_the_end(session).await;
+    }
+    supervisor.hand_over(&Arc::new(session.clone()), &uid);
+    Ok(Action::await_change())
+}
+
+fn error_policy<C: Connect>(
+    _: Arc<DeserializeGuard<DebugSession>>,
+    failed: &Error,
+    supervisor: Arc<Supervisor<C>>,
+) -> Action {
+    supervisor.context.metrics.errors.inc();
+    warn!(error = %describe(failed), "a session could not be reconciled");
+    Action::requeue(Duration::from_secs(5))
+}
+
+/// Runs the controller until `stop` is cancelled. Sessions that are under way then are left as they are: their agents
+/// go on, and whoever leads next takes them up from their status.
+pub async fn run<C: Connect>(
+    context: Arc<Context<C>>,
+    namespace: Option<String>,
+    stop: CancellationToken,
+) {
+    let client = context.client.clone();
+    let sessions: Api<DeserializeGuard<DebugSession>> = match &namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    let supervisor = Arc::new(Supervisor {
+        permits: Semaphore::new(context.settings.max_concurrent.max(1)),
+        running: Mutex::default(),
+        tasks: TaskTracker::new(),
+        stop: stop.clone(),
+        context,
+    });
+    let sweeping = {
+        let supervisor = Arc::clone(&supervisor);
+        async move {
+            let mut ticks = tokio::time::interval(Duration::from_secs(15));
+            loop {
+                ticks.tick().await;
+                supervisor.context.pool.sweep();
+            }
+        }
+    };
+    let controller = Controller::new(sessions, watcher::Config::default())
+        .with_config(controller::Config::default().concurrency(32))
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(reconcile, error_policy, Arc::clone(&supervisor))
+        .for_each(|result| {
+            match result {
+                Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
+                // A deleted session is asked for once more, and not found.
+                Err(controller::Error::ObjectNotFound(gone)) => {
+                    let gone = gone.extra.uid.clone().unwrap_or_default();
+                    supervisor.deleted(|running| running == gone);
+                }
+                Err(failed) => warn!(error = %describe(&failed), "the watch of sessions failed"),
+            }
+            std::future::ready(())
+        });
+    tokio::select! {
+        () = controller => {}
+        () = sweeping => {}
+    }
+    stop.cancel();
+    supervisor.tasks.close();
+    supervisor.tasks.wait().await;
+}

@@ -1,0 +1,245 @@
+//! Writes. Each may happen twice.
+
+use k8s_openapi::api::core::v1::{EphemeralContainer, Pod, Secret};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Status;
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use sidewinder_crds::names::FIELD_MANAGER;
+use sidewinder_crds::{DebugSession, DebugSessionStatus};
+use sidewinder_model::Reason;
+
+use crate::error::{Error, patiently};
+use crate::inject::{self, Refusal};
+
+/// What came of adding a container.
+#[derive(Debug)]
+pub enum Injected {
+    /// It stands in the pod; the pod as it is now.
+    Added(Box<Pod>),
+    /// Somebody or something does not let it in.
+    Refused(Refusal),
+    /// The pod is not the one that was looked at any more: look again.
+    Changed,
+}
+
+/// Adds `container` to `pod`, after a dry-run that tells whether it would be let in.
+///
+/// # Errors
+/// When the API server does not answer, or answers something that is neither yes nor no.
+pub async fn inject(
+    client: &Client,
+    pod: &Pod,
+    container: &EphemeralContainer,
+) -> Result<Injected, Error> {
+    match patch(client, pod, container, true).await {
+        Ok(would_be) => {
+            let kept = find(&would_be, &container.name);
+            if !kept.is_some_and(|kept| inject::same_spec(kept, container)) {
+                return Ok(Injected::Refused(Refusal::new(
+                    Reason::AdmissionForbidden,
+                    "an admission webhook or policy would change the sidecar's container, which is then not used; except ephemeral containers named sidewinder-* from it",
+                )));
+            }
+        }
+        Err(error) => match error.api().map(judge) {
+            Some(Verdict::NoDryRun) => {}
+            Some(Verdict::Changed) => return Ok(Injected::Changed),
+            Some(Verdict::Refused(refusal)) => return Ok(Injected::Refused(refusal)),
+            None => return Err(error),
+        },
+    }
+    match patch(client, pod, container, false).await {
+        Ok(pod) => Ok(Injected::Added(Box::new(pod))),
+        Err(error) => match error.api().map(judge) {
+            Some(Verdict::Changed) => Ok(Injected::Changed),
+            Some(Verdict::Refused(refusal)) => Ok(Injected::Refused(refusal)),
+            Some(Verdict::NoDryRun) | None => Err(error),
+        },
+    }
+}
+
+fn find<'a>(pod: &'a Pod, name: &str) -> Option<&'a EphemeralContainer> {
+    pod.spec
+        .as_ref()?
+        .ephemeral_containers
+        .as_ref()?
+        .iter()
+        .find(|container| container.name == name)
+}
+
+/// A strategic merge patch adds by name without knowing the others, and a repeat is no change. The UID keeps it from
+/// a pod of the same name that came later.
+async fn patch(
+    client: &Client,
+    pod: &Pod,
+    container: &EphemeralContainer,
+    dry_run: bool,
+) -> Result<Pod, Error> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let name = pod.name_any();
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let params = PatchParams {
+        dry_run,
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let body = Patch::Strategic(json!({
+        "metadata": {"uid": pod.uid()},
+        "spec": {"ephemeralContainers": [container]},
+    }));
+    patiently(
+        || {
+            format!(
+                "add ephemeral container {} to pod {namespace}/{name}",
+                container.name
+            )
+        },
+        || api.patch_ephemeral_containers(&name, &params, &body),
+    )
+    .await
+}
+
+/// What a refused patch means.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Refused(Refusal),
+    Changed,
+    NoDryRun,
+}
+
+fn judge(status: &Status) -> Verdict {
+    let words = &status.message;
+    let refused = |reason| Verdict::Refused(Refusal::new(reason, words.clone()));
+    if words.contains("does not support dry run") {
+        return Verdict::NoDryRun;
+    }
+    if words.contains("violates PodSecurity") {
+        return refused(Reason::PodSecurityForbidden);
+    }
+    if words.contains("static pods do not support") {
+        return refused(Reason::StaticPod);
+    }
+    match status.code {
+        404 | 409 => Verdict::Changed,
+        422 if words.contains("may not be changed")
+            || words.contains("may not be removed")
+            || words.contains("Precondition failed")
+            || words.contains("metadata.uid") =>
+        {
+            Verdict::Changed
+        }
+        403 => refused(Reason::AdmissionForbidden),
+        _ if words.contains("admission webhook")
+            || words.contains("calling webhook")
+            || words.contains("ValidatingAdmissionPolicy") =>
+        {
+            refused(Reason::AdmissionForbidden)
+        }
+        _ => refused(Reason::SidecarFailed),
+    }
+}
+
+/// What came of a write of the status.
+#[derive(Debug)]
+pub enum Written {
+    /// It stands; the session as it is now.
+    Done(Box<DebugSession>),
+    /// Somebody else wrote meanwhile.
+    Conflict,
+    /// The session is gone.
+    Gone,
+}
+
+/// Writes the status, if the session still is as `session` says (UID and resource version).
+///
+/// # Errors
+/// When the API server does not take it.
+pub async fn status(
+    client: &Client,
+    session: &DebugSession,
+    status: &DebugSessionStatus,
+) -> Result<Written, Error> {
+    let namespace = session.namespace().unwrap_or_default();
+    let name = session.name_any();
+    let api: Api<DebugSession> = Api::namespaced(client.clone(), &namespace);
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let body = Patch::Merge(json!({
+        "metadata": {"uid": session.uid(), "resourceVersion": session.resource_version()},
+        "status": status,
+    }));
+    let answer = patiently(
+        || format!("write the status of session {namespace}/{name}"),
+        || api.patch_status(&name, &params, &body),
+    )
+    .await;
+    match answer {
+        Ok(written) => Ok(Written::Done(Box::new(written))),
+        Err(error) => match error.code() {
+            Some(404) => Ok(Written::Gone),
+            Some(409) => Ok(Written::Conflict),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Creates a Secret whose name says what is in it: one that exists already is the same.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn secret(client: &Client, secret: &Secret) -> Result<(), Error> {
+    let namespace = secret.namespace().unwrap_or_default();
+    let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let params = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    let answer = patiently(
+        || format!("create Secret {namespace}/{}", secret.name_any()),
+        || api.create(&params, secret),
+    )
+    .await;
+    match answer {
+        Ok(_) => Ok(()),
+        Err(error)
+            if error
+                .api()
+                .is_some_and(|status| status.code == 409 && status.reason == "AlreadyExists") =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes a session whose time is up, and not one of its name that came later.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn delete(client: &Client, session: &DebugSession) -> Result<(), Error> {
+    let namespace = session.namespace().unwrap_or_default();
+    let name = session.name_any();
+    let api: Api<DebugSession> = Api::namespaced(client.clone(), &namespace);
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: session.uid(),
+            resource_version: None,
+        }),
+        ..DeleteParams::background()
+    };
+    let answer = patiently(
+        || format!("delete session {namespace}/{name}"),
+        || async { api.delete(&name, &params).await.map(|_| ()) },
+    )
+    .await;
+    match answer {
+        Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

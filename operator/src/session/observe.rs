@@ -1,0 +1,159 @@
+//! What a decision needs, read from the API server.
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use sha2::{Digest, Sha256};
+use sidewinder_crds::{DebugSession, RemoteExec};
+use sidewinder_model::{MAX_SCRIPT_BYTES, Reason};
+
+use super::result::spill::hex;
+use crate::error::{Error, patiently};
+use crate::inject::Refusal;
+
+/// The session as it is now; `None` when it is gone or another one of its name.
+pub async fn session(client: &Client, known: &DebugSession) -> Result<Option<DebugSession>, Error> {
+    let namespace = known.namespace().unwrap_or_default();
+    let name = known.name_any();
+    let api: Api<DebugSession> = Api::namespaced(client.clone(), &namespace);
+    let found = patiently(
+        || format!("read session {namespace}/{name}"),
+        || api.get_opt(&name),
+    )
+    .await?;
+    Ok(found.filter(|found| found.uid() == known.uid()))
+}
+
+/// The pod that a session names.
+pub async fn pod(client: &Client, session: &DebugSession) -> Result<Option<Pod>, Error> {
+    let namespace = session.namespace().unwrap_or_default();
+    let name = &session.spec.target.pod_name;
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    patiently(
+        || format!("read pod {namespace}/{name}"),
+        || api.get_opt(name),
+    )
+    .await
+}
+
+/// The pod that a session names, now and after each change. Watches this one pod and no other.
+pub fn pod_changes(client: &Client, session: &DebugSession) -> BoxStream<'static, Option<Pod>> {
+    let namespace = session.namespace().unwrap_or_default();
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let fields = format!("metadata.name={}", session.spec.target.pod_name);
+    watcher(api, watcher::Config::default().fields(&fields))
+        .default_backoff()
+        .scan(false, |seen, event| {
+            let change = match event {
+                Ok(watcher::Event::Init) => {
+                    *seen = false;
+                    None
+                }
+                Ok(watcher::Event::InitApply(pod) | watcher::Event::Apply(pod)) => {
+                    *seen = true;
+                    Some(Some(pod))
+                }
+                Ok(watcher::Event::Delete(_)) => Some(None),
+                Ok(watcher::Event::InitDone) if !*seen => Some(None),
+                Ok(watcher::Event::InitDone) => None,
+                // The watcher starts again by itself, after a pause.
+                Err(_) => None,
+            };
+            std::future::ready(Some(change))
+        })
+        .filter_map(std::future::ready)
+        .boxed()
+}
+
+/// The script of a `remoteExec`: its text, or why there is none. `None` for every other action.
+///
+/// A ConfigMap is read once, when the session is taken up: the digest goes into the status, and other bytes than
+/// those never run.
+pub async fn script(
+    client: &Client,
+    session: &DebugSession,
+) -> Result<Option<Result<String, Refusal>>, Error> {
+    let Some(exec) = &session.spec.remote_exec else {
+        return Ok(None);
+    };
+    let refused = |message: String| Some(Err(Refusal::new(Reason::ScriptNotFound, message)));
+    let script = match exec {
+        RemoteExec {
+            script: Some(script),
+            ..
+        } => script.clone(),
+        RemoteExec {
+            script_from: Some(source),
+            ..
+        } => {
+            let key = &source.config_map_key_ref;
+            let namespace = session.namespace().unwrap_or_default();
+            let api: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+            let found = patiently(
+                || format!("read ConfigMap {namespace}/{}", key.name),
+                || api.get_opt(&key.name),
+            )
+            .await;
+            let map = match found {
+                Ok(Some(map)) => map,
+                Ok(None) => {
+                    return Ok(refused(format!(
+                        "there is no ConfigMap {} in namespace {namespace}",
+                        key.name
+                    )));
+                }
+                Err(error) if error.code() == Some(403) => {
+                    return Ok(refused(format!(
+                        "the operator may not read ConfigMap {} in namespace {namespace}: {}",
+                        key.name,
+                        error.api().map_or("", |status| status.message.as_str())
+                    )));
+                }
+                Err(error) => return Err(error),
+            };
+            let data = map.data.unwrap_or_default();
+            match data.get(&key.key) {
+                Some(script) => script.clone(),
+                None => {
+                    let keys: Vec<_> = data.keys().map(String::as_str).collect();
+                    return Ok(refused(format!(
+                        "ConfigMap {} has no key {} (it has: {})",
+                        key.name,
+                        key.key,
+                        if keys.is_empty() {
+                            "none".to_owned()
+                        } else {
+                            keys.join(", ")
+                        }
+                    )));
+                }
+            }
+        }
+        _ => return Ok(refused("the session names no script".to_owned())),
+    };
+    if script.len() > MAX_SCRIPT_BYTES {
+        return Ok(refused(format!(
+            "the script has {} bytes, more than {MAX_SCRIPT_BYTES}",
+            script.len()
+        )));
+    }
+    let accepted = session
+        .status
+        .as_ref()
+        .and_then(|status| status.script_sha256.as_deref());
+    if accepted.is_some_and(|accepted| accepted != digest(&script)) {
+        return Ok(refused(
+            "the ConfigMap changed after the session was accepted; only the accepted script may run: create a new DebugSession"
+                .to_owned(),
+        ));
+    }
+    Ok(Some(Ok(script)))
+}
+
+/// SHA-256 of a script, as it stands in the status.
+pub fn digest(script: &str) -> String {
+    hex(&Sha256::digest(script.as_bytes()))
+}
