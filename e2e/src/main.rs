@@ -1,3 +1,141 @@
-//! The real cluster, the workloads, the end-to-end tests, the demo and the benchmarks.
+//! `cargo e2e`: the embedded cluster, the images, and what is run on them.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use sidewinder_e2e::cluster::{self, Cluster, node, supervisor};
+use sidewinder_e2e::{images, python, tools};
+
+/// The real cluster, the images, the tests and the benchmarks of Sidewinder.
+#[derive(Parser)]
+#[command(name = "cargo e2e", bin_name = "cargo e2e")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// A real one-node Kubernetes on this machine
+    #[command(subcommand)]
+    Cluster(ClusterCommands),
+    /// Build the images as tars and print their paths and names
+    Images,
+    /// Print the root folder of a Python, made on first use
+    Python {
+        /// 3.14 or 3.15
+        version: String,
+    },
+}
+
+#[derive(clap::Args)]
+struct Dir {
+    /// The cluster's folder; clusters in different folders run side by side
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+impl Dir {
+    fn path(self) -> Result<PathBuf> {
+        self.dir.map_or_else(cluster::default_dir, Ok)
+    }
+}
+
+#[derive(Subcommand)]
+enum ClusterCommands {
+    /// Start it and return when its node is Ready; at once if it is up
+    Up(Dir),
+    /// End it and remove its data; its logs stay
+    Down(Dir),
+    /// Print the path of a kubeconfig for any kubectl on this machine
+    Kubeconfig(Dir),
+    /// Load the images of a tar (docker save or OCI) into its node
+    Load {
+        /// The tar
+        archive: PathBuf,
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Run its kubectl
+    Kubectl {
+        #[command(flatten)]
+        dir: Dir,
+        /// What kubectl is to do
+        #[arg(last = true, required = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+    /// Print the folder of Kubernetes' own binaries
+    Bin,
+    #[command(hide = true)]
+    Supervise {
+        #[arg(long)]
+        dir: PathBuf,
+        #[arg(long)]
+        linked: bool,
+    },
+    #[command(hide = true)]
+    Node {
+        #[arg(long)]
+        id: String,
+        #[arg(long)]
+        dir: PathBuf,
+        tools: Vec<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Commands) -> Result<ExitCode> {
+    match command {
+        Commands::Cluster(command) => return cluster(command),
+        Commands::Images => {
+            let images = images::build()?;
+            for image in [images.operator, images.sidecar] {
+                println!("{} {}", image.archive.display(), image.name());
+            }
+        }
+        Commands::Python { version } => println!("{}", python::root(&version)?.display()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn cluster(command: ClusterCommands) -> Result<ExitCode> {
+    match command {
+        ClusterCommands::Up(dir) => {
+            let cluster = Cluster::up(&dir.path()?)?;
+            eprintln!(
+                "the cluster is up: export KUBECONFIG={}",
+                cluster.kubeconfig().display()
+            );
+        }
+        ClusterCommands::Down(dir) => cluster::down(&dir.path()?)?,
+        ClusterCommands::Kubeconfig(dir) => {
+            println!("{}", Cluster::running(&dir.path()?)?.kubeconfig().display())
+        }
+        ClusterCommands::Load { archive, dir } => {
+            for name in Cluster::running(&dir.path()?)?.load(&archive)? {
+                println!("{name}");
+            }
+        }
+        ClusterCommands::Kubectl { dir, arguments } => {
+            use std::os::unix::process::CommandExt as _;
+            let mut kubectl = Cluster::running(&dir.path()?)?.kubectl_command()?;
+            // In our place, so that its terminal, its signals and its exit code are the caller's.
+            return Err(kubectl.args(arguments).exec().into());
+        }
+        ClusterCommands::Bin => println!("{}", tools::bin_dir()?.display()),
+        ClusterCommands::Supervise { dir, linked } => supervisor::run(&dir, linked)?,
+        ClusterCommands::Node { id, dir, tools } => node::run(&id, &dir, &tools)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,130 @@
+//! What has to be on the machine. On a Debian as root it is installed; elsewhere the error names it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::command;
+
+/// A program the harness runs and the Debian package that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// A program's name, or the absolute path of a file.
+    pub file: &'static str,
+    /// The Debian package.
+    pub package: &'static str,
+}
+
+const fn need(file: &'static str, package: &'static str) -> Need {
+    Need { file, package }
+}
+
+/// To build the cluster's binaries.
+pub const BUILD: &[Need] = &[
+    need("go", "golang-go"),
+    need("gcc", "gcc"),
+    need("pkg-config", "pkgconf"),
+    need("/usr/include/seccomp.h", "libseccomp-dev"),
+];
+/// To run the cluster.
+pub const CLUSTER: &[Need] = &[
+    need("ip", "iproute2"),
+    need("nsenter", "util-linux"),
+    need("unshare", "util-linux"),
+];
+/// To make a Python's root folder.
+pub const PYTHON: &[Need] = &[
+    need("mmdebstrap", "mmdebstrap"),
+    need(
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+];
+
+/// Sees to it that all `needs` are there.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let missing = missing(needs, &search_path());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    let list = packages.join(" ");
+    if !(nix::unistd::geteuid().is_root() && Path::new("/usr/bin/apt-get").exists()) {
+        let files: Vec<&str> = missing.iter().map(|need| need.file).collect();
+        bail!(
+            "missing on this machine: {}. Install them (on Debian: apt-get install {list})",
+            files.join(", ")
+        );
+    }
+    eprintln!("installing {list}");
+    let install = |packages: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(packages);
+        command::visible(&mut command, Duration::from_secs(600))
+    };
+    if install(&packages).is_err() {
+        // The usual reason on a fresh machine: there are no package lists yet.
+        command::visible(
+            Command::new("apt-get").arg("update"),
+            Duration::from_secs(300),
+        )?;
+        install(&packages)?;
+    }
+    let still = self::missing(needs, &search_path());
+    if let Some(need) = still.first() {
+        bail!(
+            "{} is not there although the package {} was installed",
+            need.file,
+            need.package
+        );
+    }
+    Ok(())
+}
+
+/// The folders to look for programs in: `PATH`, and where a system's own tools are even if a shell leaves them out.
+fn search_path() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).collect())
+        .unwrap_or_default();
+    folders.extend(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
+    folders
+}
+
+fn missing(needs: &[Need], folders: &[PathBuf]) -> Vec<Need> {
+    let is_there = |need: &Need| folders.iter().any(|folder| folder.join(need.file).exists());
+    let mut missing: Vec<Need> = needs
+        .iter()
+        .copied()
+        .filter(|need| !is_there(need))
+        .collect();
+    missing.dedup_by_key(|need| need.package);
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_and_a_file_are_looked_for_and_a_package_is_named_once() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("here"), "").unwrap();
+        let needs = [
+            need("here", "a"),
+            need("x", "b"),
+            need("y", "b"),
+            need("/no/such/file", "c"),
+            need("/proc/self/stat", "d"),
+        ];
+        let packages: Vec<&str> = missing(&needs, &[folder.path().to_path_buf()])
+            .iter()
+            .map(|need| need.package)
+            .collect();
+        assert_eq!(packages, ["b", "c"]);
+    }
+}

@@ -1,0 +1,411 @@
+//! The chart as helm renders it, without a cluster.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "in a test a panic is the report; clippy exempts only functions marked as tests, not what they call"
+)]
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use sidewinder_crds::{manifest, names};
+use sidewinder_e2e::{checkout, tools};
+
+const RELEASE_NAMESPACE: &str = "debugging";
+
+fn chart() -> PathBuf {
+    checkout().join("charts/sidewinder")
+}
+
+fn helm(arguments: &[&str]) -> Output {
+    Command::new(tools::Module::Helm.binary("helm").unwrap())
+        .args(arguments)
+        .arg(chart())
+        .output()
+        .unwrap()
+}
+
+fn succeeded(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+/// `helm template` with these settings, each `name=value`.
+fn template(settings: &[&str]) -> Output {
+    let mut arguments = vec![
+        "template",
+        "--namespace",
+        RELEASE_NAMESPACE,
+        "--kube-version",
+        "1.30.0",
+    ];
+    for setting in settings {
+        arguments.extend(["--set", *setting]);
+    }
+    arguments.push("a-release");
+    helm(&arguments)
+}
+
+/// Every object that the chart makes.
+fn objects(settings: &[&str]) -> Vec<Value> {
+    let text = succeeded(&template(settings));
+    serde_yaml::Deserializer::from_str(&text)
+        .map(|document| Value::deserialize(document).unwrap())
+        .filter(|object| !object.is_null())
+        .collect()
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects
+        .iter()
+        .filter(|object| object["kind"] == kind)
+        .collect()
+}
+
+fn only<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let found = of_kind(objects, kind);
+    assert_eq!(found.len(), 1, "{kind}");
+    found[0]
+}
+
+fn names_of(objects: &[&Value]) -> Vec<String> {
+    objects
+        .iter()
+        .map(|object| object["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn operator_container(objects: &[Value]) -> Value {
+    only(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0].clone()
+}
+
+fn env(container: &Value, name: &str) -> String {
+    container["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|entry| entry["name"] == name)
+        .unwrap_or_else(|| panic!("{name} is not set"))["value"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn lint_has_nothing_to_say() {
+    succeeded(&helm(&["lint", "--strict"]));
+}
+
+#[test]
+fn the_crd_is_the_generated_one() {
+    let objects = objects(&[]);
+    let crd = only(&objects, "CustomResourceDefinition");
+    assert_eq!(crd["spec"], manifest::debug_sessions()["spec"]);
+    assert_eq!(
+        crd["metadata"]["annotations"]["helm.sh/resource-policy"],
+        "keep"
+    );
+}
+
+#[test]
+fn the_crd_can_be_left_out_and_let_go() {
+    assert!(
+        of_kind(
+            &objects(&["crds.install=false"]),
+            "CustomResourceDefinition"
+        )
+        .is_empty()
+    );
+    let objects = objects(&["crds.keep=false"]);
+    assert!(
+        only(&objects, "CustomResourceDefinition")["metadata"]
+            .get("annotations")
+            .is_none()
+    );
+}
+
+/// Each rule of the operator, in order. A right is added here and in the chart together, with the call that needs it.
+#[test]
+fn the_operators_rights_are_these_and_no_others() {
+    let cluster = json!([
+        {"apiGroups": ["sidewinder.dev"], "resources": ["debugsessions"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["sidewinder.dev"], "resources": ["debugsessions"], "verbs": ["delete"]},
+        {"apiGroups": ["sidewinder.dev"], "resources": ["debugsessions/status"], "verbs": ["patch", "update"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods/ephemeralcontainers"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+    ]);
+    let own_namespace = json!([
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": [names::LEASE], "verbs": ["get", "update"]},
+    ]);
+    let everywhere = objects(&[]);
+    assert_eq!(only(&everywhere, "ClusterRole")["rules"], cluster);
+    let role = only(&everywhere, "Role");
+    assert_eq!(role["rules"], own_namespace);
+    assert_eq!(role["metadata"]["namespace"], RELEASE_NAMESPACE);
+
+    let one_namespace = objects(&["watchNamespace=shop"]);
+    assert!(of_kind(&one_namespace, "ClusterRole").is_empty());
+    assert!(of_kind(&one_namespace, "ClusterRoleBinding").is_empty());
+    let roles = of_kind(&one_namespace, "Role");
+    let served = roles
+        .iter()
+        .find(|role| role["metadata"]["namespace"] == "shop")
+        .unwrap();
+    assert_eq!(served["rules"], cluster);
+}
+
+#[test]
+fn every_binding_gives_to_the_operators_account_alone() {
+    for objects in [objects(&[]), objects(&["watchNamespace=shop"])] {
+        let bindings: Vec<_> = of_kind(&objects, "ClusterRoleBinding")
+            .into_iter()
+            .chain(of_kind(&objects, "RoleBinding"))
+            .collect();
+        assert_eq!(bindings.len(), 2);
+        for binding in bindings {
+            assert_eq!(
+                binding["subjects"],
+                json!([{"kind": "ServiceAccount", "name": names::OPERATOR, "namespace": RELEASE_NAMESPACE}])
+            );
+        }
+    }
+}
+
+#[test]
+fn every_right_says_which_call_needs_it() {
+    let text = std::fs::read_to_string(chart().join("templates/rbac.yaml")).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let rules = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with("- apiGroups:"));
+    for (number, line) in rules {
+        assert!(
+            lines[number - 1].starts_with("# "),
+            "line {} has no comment: {line}",
+            number + 1
+        );
+    }
+}
+
+/// What Pod Security's level *restricted* demands, and what it does not demand but a cautious cluster does.
+#[test]
+fn the_operator_passes_restricted() {
+    let objects = objects(&[]);
+    let pod = &only(&objects, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(pod["securityContext"]["runAsUser"], 65532);
+    assert_eq!(
+        pod["securityContext"]["seccompProfile"]["type"],
+        "RuntimeDefault"
+    );
+    assert!(pod.get("volumes").is_none() && pod.get("hostNetwork").is_none());
+    let container = operator_container(&objects);
+    assert_eq!(
+        container["securityContext"],
+        json!({
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": true,
+        })
+    );
+    assert_eq!(
+        container["ports"],
+        json!([{"name": "http", "containerPort": 8080, "protocol": "TCP"}])
+    );
+    assert_eq!(
+        container["livenessProbe"]["httpGet"],
+        json!({"path": "/healthz", "port": "http"})
+    );
+    assert_eq!(
+        container["readinessProbe"]["httpGet"],
+        json!({"path": "/readyz", "port": "http"})
+    );
+}
+
+#[test]
+fn the_operator_is_told_every_setting_by_its_name() {
+    let objects = objects(&[
+        "results.sensitive=Status",
+        "sidecar.agentIdleSeconds=86400",
+        "maxConcurrent=1000",
+        "watchNamespace=shop",
+        "leaderElection.enabled=false",
+        "log.filter=debug",
+        "log.format=text",
+        "sidecar.image.pullPolicy=Never",
+        "extraEnv[0].name=KUBERNETES_SERVICE_HOST",
+        "extraEnv[0].value=10.0.0.1",
+    ]);
+    let container = operator_container(&objects);
+    for (name, value) in [
+        (names::env::RESULTS_SENSITIVE, "Status"),
+        (names::env::AGENT_IDLE_SECONDS, "86400"),
+        (names::env::MAX_CONCURRENT, "1000"),
+        (names::env::WATCH_NAMESPACE, "shop"),
+        (names::env::LEADER_ELECTION, "false"),
+        (names::env::LOG, "debug"),
+        (names::env::LOG_FORMAT, "text"),
+        (names::env::SIDECAR_PULL_POLICY, "Never"),
+        (names::env::HTTP_ADDRESS, "0.0.0.0:8080"),
+        ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
+    ] {
+        assert_eq!(env(&container, name), value, "{name}");
+    }
+    let given: BTreeSet<_> = container["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["name"].as_str().unwrap())
+        .collect();
+    assert!(given.contains(names::env::POD_NAME) && given.contains(names::env::POD_NAMESPACE));
+    assert_eq!(given.len(), 13, "{given:?}");
+}
+
+#[test]
+fn a_digest_wins_over_a_tag_in_the_pod_and_in_the_policy() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let objects = objects(&[
+        "image.repository=registry.example/operator",
+        "image.tag=v1",
+        &format!("image.digest={digest}"),
+        "sidecar.image.repository=registry.example/sidecar",
+        "sidecar.image.tag=v1",
+        &format!("sidecar.image.digest={digest}"),
+        "imagePullSecrets[0].name=pull",
+    ]);
+    let container = operator_container(&objects);
+    let sidecar = format!("registry.example/sidecar@{digest}");
+    assert_eq!(
+        container["image"],
+        format!("registry.example/operator@{digest}")
+    );
+    assert_eq!(env(&container, names::env::SIDECAR_IMAGE), sidecar);
+    assert_eq!(
+        only(&objects, "Deployment")["spec"]["template"]["spec"]["imagePullSecrets"],
+        json!([{"name": "pull"}])
+    );
+    let policies = of_kind(&objects, "ValidatingAdmissionPolicy");
+    let fence = policies
+        .iter()
+        .find(|policy| policy["metadata"]["name"] == names::OPERATOR)
+        .unwrap();
+    let expressions = fence["spec"]["validations"].to_string();
+    assert!(
+        expressions.contains(&format!("== '{sidecar}'")),
+        "{expressions}"
+    );
+}
+
+#[test]
+fn a_policy_refuses_with_403_when_in_doubt_and_has_its_binding() {
+    let objects = objects(&[]);
+    let policies = of_kind(&objects, "ValidatingAdmissionPolicy");
+    let expected = [
+        "sidewinder-code-running",
+        "sidewinder-containers",
+        "sidewinder-operator",
+    ];
+    let sorted = |mut names: Vec<String>| {
+        names.sort();
+        names
+    };
+    assert_eq!(sorted(names_of(&policies)), expected);
+    for policy in &policies {
+        assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+        for validation in policy["spec"]["validations"].as_array().unwrap() {
+            // Without a reason a refusal is a 422, which reads like a mistake in the object.
+            assert_eq!(validation["reason"], "Forbidden", "{validation}");
+            assert!(validation["message"].is_string(), "{validation}");
+        }
+    }
+    let bindings = of_kind(&objects, "ValidatingAdmissionPolicyBinding");
+    assert_eq!(sorted(names_of(&bindings)), expected);
+    for binding in bindings {
+        assert_eq!(binding["spec"]["policyName"], binding["metadata"]["name"]);
+        assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
+    }
+}
+
+#[test]
+fn the_policies_speak_of_the_releases_own_account_and_the_shared_names() {
+    let objects = objects(&[]);
+    let text = json!(of_kind(&objects, "ValidatingAdmissionPolicy")).to_string();
+    let account = format!(
+        "'system:serviceaccount:{RELEASE_NAMESPACE}:{}'",
+        names::OPERATOR
+    );
+    for shared in [
+        account.as_str(),
+        &format!("startsWith('{}')", names::SIDECAR_PREFIX),
+        &format!("'{}'", names::SIDECAR_BINARY),
+        &format!("'{}'", names::AGENT_SUBCOMMAND),
+        &format!("'{}'", names::RELAY_SUBCOMMAND),
+        &format!("'{}'", names::RESULT_SECRET_TYPE),
+    ] {
+        assert!(text.contains(shared), "{shared}");
+    }
+}
+
+#[test]
+fn without_policies_the_notes_warn() {
+    let notes = |settings: &[&str]| {
+        let mut arguments = vec!["install", "--dry-run=client", "a-release"];
+        for setting in settings {
+            arguments.extend(["--set", *setting]);
+        }
+        let text = succeeded(&helm(&arguments));
+        text.split_once("NOTES:").unwrap().1.to_owned()
+    };
+    assert!(!notes(&[]).contains("WARNING"));
+    assert!(
+        notes(&["admissionPolicies.enabled=false"])
+            .contains("WARNING: admissionPolicies.enabled is false")
+    );
+    assert!(
+        of_kind(
+            &objects(&["admissionPolicies.enabled=false"]),
+            "ValidatingAdmissionPolicy"
+        )
+        .is_empty()
+    );
+}
+
+#[test]
+fn wrong_values_are_refused_by_name() {
+    for (setting, named) in [
+        ("results.sensitive=Nowhere", "/results/sensitive"),
+        ("maxConcurrent=0", "/maxConcurrent"),
+        (
+            "sidecar.agentIdleSeconds=86401",
+            "/sidecar/agentIdleSeconds",
+        ),
+        ("sidecar.image.digest=sha256:abc", "/sidecar/image/digest"),
+        ("sidecar.image.repository=a'b", "/sidecar/image/repository"),
+        ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+        ("log.format=xml", "/log/format"),
+        ("watchNamespace=Shop", "/watchNamespace"),
+        ("replica=2", "replica"),
+        ("admissionPolicies.enable=false", "enable"),
+    ] {
+        let output = template(&[setting]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{setting} was accepted");
+        assert!(error.contains(named), "{setting}: {error}");
+    }
+}
