@@ -1,3 +1,36 @@
-//! Reads a Python process and runs scripts in it: agent, relay, and the same actions by hand.
+//! The sidecar's command line.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser as _;
+use sidewinder_sidecar::args::{Cli, Command};
+use sidewinder_sidecar::{agent, hand, relay};
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sidewinder-sidecar: {error:#}");
+            ExitCode::from(6)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Agent { idle_seconds } => {
+            agent::run(Path::new(agent::SOCKET), Duration::from_secs(idle_seconds))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Relay => {
+            relay::run(Path::new(agent::SOCKET))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Carrier { args } => Ok(sidewinder_linux::carrier::carrier_main(&args)),
+        command => hand::run(command),
+    }
+}

@@ -8,14 +8,15 @@ use std::os::unix::net::UnixStream;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 /// Asks the kernel to end this process before any other when memory is short: an ephemeral container's memory counts
-/// against its pod, and in a Guaranteed pod its score would be the application's. proc_pid_oom_score_adj(5).
+/// against its pod, and in a Guaranteed pod its score would be the application's.
+/// <https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html>
 ///
 /// Raising the score needs no privilege; where it is refused all the same the process goes on.
 pub fn be_first_to_go() {
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
 }
 
-/// Makes this process closed to ptrace and to `/proc/PID/{mem,fd,root}` of everybody without CAP_SYS_PTRACE, so that
+/// Makes this process closed to ptrace and to `/proc/PID/{mem,fd,root}` of everybody without `CAP_SYS_PTRACE`, so that
 /// a process of the same uid in the pod cannot enter it. `PR_SET_DUMPABLE`, prctl(2).
 ///
 /// # Errors
@@ -43,7 +44,7 @@ pub enum PeerError {
 
 /// Accepts a peer only when it runs as our uid, in our container (the same cgroup) and is our executable.
 ///
-/// A peer that has closed itself to inspection hides its executable from an agent without CAP_SYS_PTRACE; it is then
+/// A peer that has closed itself to inspection hides its executable from an agent without `CAP_SYS_PTRACE`; it is then
 /// known by uid and container, into which nothing but the operator's exec leads.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ pub struct Blocked(SigSet);
 /// Call it before any thread is started: a thread that existed before still dies of them.
 ///
 /// # Errors
-/// What pthread_sigmask(3) says.
+/// What `pthread_sigmask(3)` says.
 pub fn block() -> io::Result<Blocked> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {

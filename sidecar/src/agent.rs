@@ -1,0 +1,371 @@
+//! The agent: the resident main process of our container. It serves requests on a unix socket, one thread each.
+//!
+//! It trusts nobody in the pod: it cannot be traced or inspected by processes of its own uid, speaks only to its own
+//! executable in its own container, and takes nothing from its arguments but numbers. An operator that goes away and
+//! comes back finds its requests running or their outcomes waiting.
+
+pub mod requests;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use requests::{Begin, Requests};
+use sidewinder_linux::{hardening, signals};
+use sidewinder_model::wire::MAX_PAYLOAD_BYTES;
+use sidewinder_model::{
+    MAX_SCRIPT_BYTES, Outcome, PROTOCOL, Reason, Request, TargetOutcome, ToAgent, ToOperator,
+};
+
+use crate::{framing, perform};
+
+/// Where the agent listens. The folder is part of the image.
+pub const SOCKET: &str = "/run/sidewinder/agent.sock";
+
+/// The largest message from the operator: a script of the largest size, escaped.
+const REQUEST_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a peer may take over its first message, and over accepting one of ours.
+const PEER_LIMIT: Duration = Duration::from_mins(1);
+
+/// How many connections are served side by side.
+const MAX_CONNECTIONS: usize = 32;
+
+/// How long running requests have to undo what they did when the agent is told to leave.
+const FAREWELL: Duration = Duration::from_secs(8);
+
+struct Agent {
+    instance: String,
+    requests: Mutex<Requests>,
+    /// Told when a request ends and when the agent is to leave.
+    changed: Condvar,
+    leaving: AtomicBool,
+    connections: Mutex<usize>,
+}
+
+impl Agent {
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        // Every change of the table is a single call, so it is whole even after a panic.
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A random id for this run of the agent.
+fn new_instance() -> anyhow::Result<String> {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow::anyhow!("failed to draw an instance id: {error}"))?;
+    Ok(bytes
+        .iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}")))
+}
+
+/// Binds the socket, taking the place of an agent that is gone.
+fn bind(socket: &Path) -> anyhow::Result<UnixListener> {
+    match UnixListener::bind(socket) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(socket).is_ok() {
+                bail!("another agent already listens at {}", socket.display());
+            }
+            std::fs::remove_file(socket)
+                .with_context(|| format!("failed to remove the old socket {}", socket.display()))?;
+            UnixListener::bind(socket)
+        }
+        result => result,
+    }
+    .with_context(|| format!("failed to listen at {}", socket.display()))
+}
+
+/// Serves until idle for `idle`, or until told to leave by SIGTERM, SIGINT or SIGHUP.
+pub fn run(socket: &Path, idle: Duration) -> anyhow::Result<()> {
+    // First of all, so that every thread inherits the mask and the signals reach only the waiting thread.
+    let signals = signals::block().context("failed to block the signals that end an agent")?;
+    hardening::be_first_to_go();
+    hardening::refuse_inspection().context("failed to close the agent to inspection")?;
+    let listener = bind(socket)?;
+    let instance = new_instance()?;
+    let agent = Arc::new(Agent {
+        requests: Mutex::new(Requests::new(instance.clone(), Instant::now())),
+        instance,
+        changed: Condvar::new(),
+        leaving: AtomicBool::new(false),
+        connections: Mutex::new(0),
+    });
+    let waiter = agent.clone();
+    spawn("signals", move || {
+        let _ = signals.wait();
+        leave(&waiter);
+    })?;
+    let acceptor = agent.clone();
+    spawn("accept", move || {
+        accept(&acceptor, &listener);
+        leave(&acceptor);
+    })?;
+    perform::sweep();
+    let mut requests = agent.requests();
+    loop {
+        let now = Instant::now();
+        requests.expire(now);
+        let idle_for = requests.idle(now);
+        if idle_for >= idle || agent.leaving.load(Ordering::SeqCst) {
+            break;
+        }
+        let nap = (idle.saturating_sub(idle_for)).min(Duration::from_mins(1));
+        requests = agent
+            .changed
+            .wait_timeout(requests, nap)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+    }
+    // Running requests disarm and let go before the process ends.
+    let deadline = Instant::now() + FAREWELL;
+    while requests.cancel_all() > 0 && Instant::now() < deadline {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        requests = agent
+            .changed
+            .wait_timeout(requests, rest)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+    }
+    drop(requests);
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map(drop)
+        .with_context(|| format!("failed to start the {name} thread"))
+}
+
+fn leave(agent: &Agent) {
+    let _requests = agent.requests();
+    agent.leaving.store(true, Ordering::SeqCst);
+    agent.changed.notify_all();
+}
+
+fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else { continue };
+        if let Err(error) = hardening::check_peer(&stream) {
+            eprintln!("refused a connection: {error}");
+            continue;
+        }
+        {
+            let mut connections = agent
+                .connections
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if *connections >= MAX_CONNECTIONS {
+                eprintln!("refused a connection: {MAX_CONNECTIONS} are open");
+                continue;
+            }
+            *connections += 1;
+        }
+        let served = agent.clone();
+        let started = spawn("connection", move || {
+            if let Err(error) = serve(&served, &stream) {
+                eprintln!("a connection ended: {error:#}");
+            }
+            let _ = stream.shutdown(Shutdown::Both);
+            let mut connections = served
+                .connections
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *connections = connections.saturating_sub(1);
+        });
+        if started.is_err() {
+            let mut connections = agent
+                .connections
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *connections = connections.saturating_sub(1);
+        }
+    }
+}
+
+fn serve(agent: &Arc<Agent>, stream: &UnixStream) -> anyhow::Result<()> {
+    stream
+        .set_read_timeout(Some(PEER_LIMIT))
+        .context("failed to set a read limit")?;
+    stream
+        .set_write_timeout(Some(PEER_LIMIT))
+        .context("failed to set a write limit")?;
+    let (answers, queue) = channel::<ToOperator>();
+    let writer = stream.try_clone().context("failed to share a connection")?;
+    spawn("answers", move || write_answers(writer, &queue))?;
+    let mut reader = stream;
+    let Some(ToAgent::Hello { protocol }) = framing::read(&mut reader, REQUEST_BYTES)? else {
+        bail!("the peer did not introduce itself");
+    };
+    answers.send(ToOperator::Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: agent.instance.clone(),
+    })?;
+    // From here on silence is normal: the operator keeps the stream open between requests.
+    stream
+        .set_read_timeout(None)
+        .context("failed to lift the read limit")?;
+    while let Some(message) = framing::read::<ToAgent>(&mut reader, REQUEST_BYTES)? {
+        match message {
+            ToAgent::Run { request } => start(agent, protocol, request, &answers)?,
+            ToAgent::Cancel { id } => agent.requests().cancel(&id),
+            ToAgent::Acknowledge { id } => agent.requests().acknowledge(&id, Instant::now()),
+            ToAgent::Ping => answers.send(ToOperator::Pong)?,
+            ToAgent::Hello { .. } | ToAgent::Unknown => {}
+        }
+    }
+    Ok(())
+}
+
+fn write_answers(mut stream: UnixStream, queue: &Receiver<ToOperator>) {
+    while let Ok(message) = queue.recv() {
+        if let Err(error) = framing::write(&mut stream, &message) {
+            eprintln!("failed to answer: {error}");
+            // Ends the reading half too; the operator connects again and asks again.
+            let _ = stream.shutdown(Shutdown::Both);
+            return;
+        }
+    }
+}
+
+/// Why a request is not begun at all.
+fn objection(agent: &Agent, protocol: u32, request: &Request) -> Option<(Reason, String)> {
+    if protocol != PROTOCOL {
+        let message =
+            format!("the sidecar speaks protocol {PROTOCOL}, the operator protocol {protocol}");
+        return Some((Reason::SidecarVersion, message));
+    }
+    if request.action.at_most_once() && request.instance.as_deref() != Some(agent.instance.as_str())
+    {
+        let message = "the request was meant for an earlier run of the sidecar, which is gone; whether its script ran is \
+                       not known, and it is not run again";
+        return Some((Reason::SidecarLost, message.to_owned()));
+    }
+    if let sidewinder_model::Action::Exec(exec) = &request.action
+        && exec.script.len() > MAX_SCRIPT_BYTES
+    {
+        let message = format!(
+            "the script has {} bytes; at most {MAX_SCRIPT_BYTES} are allowed",
+            exec.script.len()
+        );
+        return Some((Reason::InternalError, message));
+    }
+    None
+}
+
+fn start(
+    agent: &Arc<Agent>,
+    protocol: u32,
+    request: Request,
+    answers: &Sender<ToOperator>,
+) -> anyhow::Result<()> {
+    let id = request.id.clone();
+    if let Some((reason, message)) = objection(agent, protocol, &request) {
+        answers.send(ToOperator::Refused {
+            id,
+            reason,
+            message,
+        })?;
+        return Ok(());
+    }
+    let begun = agent.requests().begin(&id, answers, Instant::now());
+    match begun {
+        Begin::Start(cancel) => {
+            answers.send(ToOperator::Accepted { id: id.clone() })?;
+            let worker = agent.clone();
+            let started = spawn("request", move || {
+                let outcome = carry_out(&worker.instance, &request, &cancel);
+                finish(&worker, outcome);
+            });
+            if let Err(error) = started {
+                finish(agent, failed(&agent.instance, id, format!("{error:#}")));
+            }
+        }
+        Begin::Attached => answers.send(ToOperator::Accepted { id })?,
+        Begin::Finished(outcome) => answers.send(ToOperator::Finished { outcome: *outcome })?,
+        Begin::Full => answers.send(ToOperator::Refused {
+            id,
+            reason: Reason::QueueFull,
+            message: format!(
+                "{} requests already run in this sidecar",
+                requests::MAX_RUNNING
+            ),
+        })?,
+    }
+    Ok(())
+}
+
+fn finish(agent: &Agent, outcome: Outcome) {
+    // Room for the message around the outcome.
+    let (outcome, bytes) = fit(outcome, MAX_PAYLOAD_BYTES - 1024);
+    agent.requests().finish(outcome, bytes, Instant::now());
+    agent.changed.notify_all();
+}
+
+fn failed(instance: &str, id: String, message: String) -> Outcome {
+    Outcome {
+        id,
+        instance: instance.to_owned(),
+        targets: vec![TargetOutcome::failed(Reason::InternalError, message)],
+    }
+}
+
+/// Does the work. A defect of ours becomes an answer, not a silent end.
+fn carry_out(instance: &str, request: &Request, cancel: &Arc<AtomicBool>) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(|| {
+        perform::perform(request, instance, cancel)
+    })) {
+        Ok(outcome) => outcome,
+        Err(_) => failed(
+            instance,
+            request.id.clone(),
+            "the sidecar panicked; its log has the place".to_owned(),
+        ),
+    }
+}
+
+/// Makes an outcome small enough to send: structured data goes first, then text.
+fn fit(mut outcome: Outcome, limit: usize) -> (Outcome, usize) {
+    let size =
+        |outcome: &Outcome| serde_json::to_vec(outcome).map_or(usize::MAX, |bytes| bytes.len());
+    let mut bytes = size(&outcome);
+    while bytes > limit {
+        let weight = |target: &TargetOutcome| {
+            target.text.len()
+                + target.data.as_ref().map_or(0, |data| {
+                    serde_json::to_vec(data).map_or(0, |json| json.len())
+                })
+        };
+        let Some(largest) = outcome
+            .targets
+            .iter_mut()
+            .max_by_key(|target| weight(target))
+        else {
+            break;
+        };
+        if largest.data.take().is_some() {
+            largest
+                .message
+                .push_str(" (the structured answer was too large and was left out)");
+        } else if largest.text.is_empty() {
+            break;
+        } else {
+            largest.text = String::new();
+        }
+        bytes = size(&outcome);
+    }
+    (outcome, bytes)
+}

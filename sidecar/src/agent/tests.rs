@@ -1,0 +1,176 @@
+//! The protocol, spoken to a real agent over a socket pair.
+
+use sidewinder_model::{Action, ExecRequest};
+
+use super::*;
+
+struct Peer {
+    stream: UnixStream,
+    server: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Peer {
+    fn new(agent: &Arc<Agent>) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let agent = agent.clone();
+        let server = std::thread::spawn(move || {
+            // How it ends is seen by the peer.
+            let _ = serve(&agent, &theirs);
+            let _ = theirs.shutdown(Shutdown::Both);
+        });
+        Self {
+            stream: ours,
+            server: Some(server),
+        }
+    }
+
+    fn introduced(agent: &Arc<Agent>, protocol: u32) -> Self {
+        let mut peer = Self::new(agent);
+        peer.send(&ToAgent::Hello { protocol });
+        let Some(ToOperator::Hello { instance, .. }) = peer.next() else {
+            panic!("no hello")
+        };
+        assert_eq!(instance, agent.instance);
+        peer
+    }
+
+    fn send(&mut self, message: &ToAgent) {
+        framing::write(&mut self.stream, message).unwrap();
+    }
+
+    fn next(&mut self) -> Option<ToOperator> {
+        framing::read(&mut self.stream, MAX_PAYLOAD_BYTES).unwrap()
+    }
+
+    fn run(&mut self, request: Request) {
+        self.send(&ToAgent::Run { request });
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(server) = self.server.take() {
+            server.join().unwrap();
+        }
+    }
+}
+
+fn agent() -> Arc<Agent> {
+    let instance = new_instance().unwrap();
+    Arc::new(Agent {
+        requests: Mutex::new(Requests::new(instance.clone(), Instant::now())),
+        instance,
+        changed: Condvar::new(),
+        leaving: AtomicBool::new(false),
+        connections: Mutex::new(0),
+    })
+}
+
+fn request(id: &str, action: Action) -> Request {
+    Request {
+        id: id.into(),
+        instance: None,
+        action,
+        process: None,
+        container_id: Some("no container has this id".into()),
+        timeout_milliseconds: 10_000,
+    }
+}
+
+#[test]
+fn an_outcome_waits_until_it_is_acknowledged_and_is_never_made_twice() {
+    let agent = agent();
+    let mut peer = Peer::introduced(&agent, PROTOCOL);
+    peer.run(request("a", Action::Processes));
+    assert_eq!(peer.next(), Some(ToOperator::Accepted { id: "a".into() }));
+    let Some(ToOperator::Finished { outcome }) = peer.next() else {
+        panic!("no outcome")
+    };
+    assert_eq!((outcome.id.as_str(), outcome.targets.len()), ("a", 1));
+    drop(peer);
+
+    let mut peer = Peer::introduced(&agent, PROTOCOL);
+    peer.run(request("a", Action::Processes));
+    assert_eq!(peer.next(), Some(ToOperator::Finished { outcome }));
+    peer.send(&ToAgent::Acknowledge { id: "a".into() });
+    peer.run(request("a", Action::Processes));
+    let Some(ToOperator::Finished { outcome }) = peer.next() else {
+        panic!("no outcome")
+    };
+    assert_eq!(outcome.targets[0].reason, Reason::SidecarLost);
+}
+
+#[test]
+fn code_runs_only_under_an_intent_that_names_this_instance() {
+    let agent = agent();
+    let mut peer = Peer::introduced(&agent, PROTOCOL);
+    for instance in [None, Some("another".to_owned())] {
+        peer.run(Request {
+            instance,
+            ..request("b", Action::Exec(ExecRequest::default()))
+        });
+        let Some(ToOperator::Refused { id, reason, .. }) = peer.next() else {
+            panic!("not refused")
+        };
+        assert_eq!((id.as_str(), reason), ("b", Reason::SidecarLost));
+    }
+}
+
+#[test]
+fn another_protocol_is_named_and_nothing_is_begun() {
+    let agent = agent();
+    let mut peer = Peer::introduced(&agent, PROTOCOL + 1);
+    peer.run(request("c", Action::Processes));
+    let Some(ToOperator::Refused { reason, .. }) = peer.next() else {
+        panic!("not refused")
+    };
+    assert_eq!(reason, Reason::SidecarVersion);
+}
+
+#[test]
+fn who_does_not_introduce_himself_is_not_served() {
+    let agent = agent();
+    let mut peer = Peer::new(&agent);
+    peer.send(&ToAgent::Ping);
+    assert_eq!(peer.next(), None);
+}
+
+#[test]
+fn a_newer_operator_s_messages_are_passed_over() {
+    let agent = agent();
+    let mut peer = Peer::introduced(&agent, PROTOCOL);
+    framing::write(&mut peer.stream, &serde_json::json!({"type": "dance"})).unwrap();
+    peer.send(&ToAgent::Ping);
+    assert_eq!(peer.next(), Some(ToOperator::Pong));
+}
+
+#[test]
+fn an_outcome_too_large_to_send_loses_its_data_and_says_so() {
+    let huge = |name: &str| TargetOutcome {
+        data: Some(sidewinder_model::Data::Processes(
+            sidewinder_model::ProcessList {
+                problems: vec!["x".repeat(40 * 1024)],
+                ..Default::default()
+            },
+        )),
+        text: name.into(),
+        ..TargetOutcome::failed(Reason::Succeeded, String::new())
+    };
+    let outcome = Outcome {
+        id: "d".into(),
+        instance: "i".into(),
+        targets: vec![huge("one"), huge("two")],
+    };
+    let (outcome, bytes) = fit(outcome, 64 * 1024);
+    assert!(bytes < 64 * 1024);
+    let cut: Vec<_> = outcome
+        .targets
+        .iter()
+        .filter(|target| target.data.is_none())
+        .collect();
+    assert_eq!(cut.len(), 1);
+    assert!(cut[0].message.contains("left out") && !cut[0].text.is_empty());
+}

@@ -1,0 +1,315 @@
+//! The commands by hand: data on stdout as one document, everything else on stderr, the reason as exit code.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+use sidewinder_decode::Limits;
+use sidewinder_decode::memory::{Image, Recorder};
+use sidewinder_decode::runtime::Runtime;
+use sidewinder_diagnose::text;
+use sidewinder_linux::signals;
+use sidewinder_model::{
+    Action, Data, ExecRequest, Locals, MAX_SCRIPT_BYTES, Reason, TargetOutcome, TaskFormat,
+};
+
+use crate::args::{Command, LocalsArg, Source, TextOrJson, TreeTableOrJson};
+use crate::capture::capture;
+use crate::discover::{self, Discovery, Found};
+use crate::perform::{self, Bounds};
+
+/// How long `stacks`, `tasks` and `record` may take.
+const READ_LIMIT: Duration = Duration::from_secs(30);
+
+/// The largest image file that is read.
+const IMAGE_BYTES: u64 = 1 << 30;
+
+/// How many pages of 4 KiB a recording keeps: 256 MiB.
+const IMAGE_PAGES: usize = 65_536;
+
+/// Carries out one command; `None` for those that are not by hand.
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Ps { output } => ps(output),
+        Command::Stacks {
+            source,
+            output,
+            locals,
+        } => {
+            let locals = match locals {
+                LocalsArg::None => Locals::None,
+                LocalsArg::Types => Locals::Types,
+                LocalsArg::Values => Locals::Values,
+            };
+            snapshot(
+                &source,
+                &Action::Stacks { locals },
+                output == TextOrJson::Json,
+            )
+        }
+        Command::Tasks { source, output } => {
+            let format = if output == TreeTableOrJson::Table {
+                TaskFormat::Table
+            } else {
+                TaskFormat::Tree
+            };
+            snapshot(
+                &source,
+                &Action::Tasks { format },
+                output == TreeTableOrJson::Json,
+            )
+        }
+        Command::Exec {
+            pid,
+            file,
+            thread,
+            interpreter,
+            wake,
+            start,
+            timeout,
+            output,
+        } => {
+            let request = ExecRequest {
+                script: read_script(&file)?,
+                thread,
+                wake: wake.into(),
+                interpreter,
+                start_milliseconds: u64::try_from(start.as_millis()).unwrap_or(u64::MAX),
+            };
+            exec(pid, request, timeout, output)
+        }
+        Command::Record { pid, out } => record(pid, &out),
+        Command::Agent { .. } | Command::Relay | Command::Carrier { .. } => {
+            bail!("not a command by hand")
+        }
+    }
+}
+
+fn code(reason: Reason) -> ExitCode {
+    ExitCode::from(reason.exit_code())
+}
+
+/// Writes to stdout; a reader that has gone away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("failed to write the answer")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(document).context("failed to encode the answer")?;
+    text.push('\n');
+    print(&text)
+}
+
+fn ps(output: TextOrJson) -> anyhow::Result<ExitCode> {
+    let list = Discovery::all(None)?.list();
+    match output {
+        TextOrJson::Json => print_json(&list)?,
+        TextOrJson::Text => print(&text::processes(&list))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find(pid: i32) -> Result<Found, Box<TargetOutcome>> {
+    let failed = |reason, message| Err(Box::new(TargetOutcome::failed(reason, message)));
+    let mut discovery = match Discovery::one(pid) {
+        Ok(discovery) => discovery,
+        Err(error) => return failed(discover::reason(&error), discover::sentence(&error)),
+    };
+    match (discovery.found.pop(), discovery.closed.pop()) {
+        (Some(found), _) => Ok(found),
+        (None, Some(closed)) => failed(closed.reason, closed.message),
+        (None, None) => failed(
+            Reason::NoPythonProcess,
+            format!("process {pid} is no Python process"),
+        ),
+    }
+}
+
+/// Prints an outcome and returns its exit code.
+fn answer(outcome: &TargetOutcome, json: bool) -> anyhow::Result<ExitCode> {
+    match (&outcome.data, json) {
+        (Some(Data::Stacks(document)), true) => print_json(document)?,
+        (Some(Data::Tasks(document)), true) => print_json(document)?,
+        (Some(Data::Exec(document)), true) => print_json(document)?,
+        (Some(Data::Processes(document)), true) => print_json(document)?,
+        (_, false) => print(&outcome.text)?,
+        (None, true) => {}
+    }
+    if !matches!(outcome.reason, Reason::Succeeded | Reason::ScriptError) {
+        eprintln!("{}: {}", outcome.reason, outcome.message);
+        let colour = std::io::stderr().is_terminal();
+        let (dim, plain) = if colour {
+            ("\x1b[2m", "\x1b[0m")
+        } else {
+            ("", "")
+        };
+        eprintln!("{dim}{}{plain}", outcome.reason.advice());
+    }
+    Ok(code(outcome.reason))
+}
+
+fn snapshot(source: &Source, action: &Action, json: bool) -> anyhow::Result<ExitCode> {
+    if let Some(file) = &source.image {
+        return answer(&from_image(file, action)?, json);
+    }
+    let pid = source.pid.context("either --pid or --image is needed")?;
+    let bounds = Bounds {
+        deadline: Instant::now() + READ_LIMIT,
+        cancel: Arc::default(),
+    };
+    let outcome = match find(pid) {
+        Ok(found) => perform::act(&found, action, &bounds),
+        Err(outcome) => *outcome,
+    };
+    answer(&outcome, json)
+}
+
+/// The same functions as for a live process, on a recording.
+fn from_image(file: &Path, action: &Action) -> anyhow::Result<TargetOutcome> {
+    let name = || format!("failed to read the image {}", file.display());
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).with_context(name)?;
+    opened
+        .take(IMAGE_BYTES)
+        .read_to_end(&mut bytes)
+        .with_context(name)?;
+    let image = Image::from_bytes(&bytes).with_context(name)?;
+    let runtime = Runtime::locate(&image, &image.mappings, &image).with_context(name)?;
+    let limits = Limits::default();
+    let (text, data) = match action {
+        Action::Tasks { format } => {
+            let tasks = sidewinder_decode::tasks(&image, &runtime, &image.threads, &limits);
+            (text::tasks(&tasks, *format), Data::Tasks(tasks))
+        }
+        Action::Stacks { locals } => {
+            let stacks =
+                sidewinder_decode::stacks(&image, &runtime, &image.threads, *locals, &limits);
+            (text::stacks(&stacks), Data::Stacks(stacks))
+        }
+        Action::Processes | Action::Exec(_) => bail!("an image holds stacks and tasks only"),
+    };
+    Ok(TargetOutcome {
+        text,
+        data: Some(data),
+        ..TargetOutcome::failed(Reason::Succeeded, String::new())
+    })
+}
+
+fn read_script(file: &Path) -> anyhow::Result<String> {
+    let limit = u64::try_from(MAX_SCRIPT_BYTES)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
+    let mut bytes = Vec::new();
+    if file == Path::new("-") {
+        std::io::stdin()
+            .lock()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .context("failed to read the script from stdin")?;
+    } else {
+        let name = || format!("failed to read the script {}", file.display());
+        std::fs::File::open(file)
+            .with_context(name)?
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .with_context(name)?;
+    }
+    if bytes.len() > MAX_SCRIPT_BYTES {
+        bail!("the script is longer than {MAX_SCRIPT_BYTES} bytes");
+    }
+    String::from_utf8(bytes).context("the script is not UTF-8")
+}
+
+fn exec(
+    pid: i32,
+    request: ExecRequest,
+    timeout: Duration,
+    output: TextOrJson,
+) -> anyhow::Result<ExitCode> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let blocked = signals::block().context("failed to block the signals that end a command")?;
+    let interrupted = cancel.clone();
+    // Disarms before the process ends.
+    std::thread::Builder::new()
+        .spawn(move || {
+            if blocked.wait().is_ok() {
+                interrupted.store(true, Ordering::SeqCst);
+            }
+        })
+        .context("failed to start a thread")?;
+    let bounds = Bounds {
+        deadline: Instant::now() + timeout,
+        cancel,
+    };
+    let outcome = match find(pid) {
+        Ok(found) => perform::act(&found, &Action::Exec(request), &bounds),
+        Err(outcome) => *outcome,
+    };
+    answer(&outcome, output == TextOrJson::Json)
+}
+
+fn record(pid: i32, out: &Path) -> anyhow::Result<ExitCode> {
+    let found = match find(pid) {
+        Ok(found) => found,
+        Err(outcome) => return answer(&outcome, false),
+    };
+    let runtime = match &found.python {
+        Ok(runtime) => runtime,
+        Err(why) => {
+            return answer(
+                &TargetOutcome::failed(Reason::UnsupportedPython, why.clone()),
+                false,
+            );
+        }
+    };
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .open(out)
+        .with_context(|| format!("failed to create {}", out.display()))?;
+    let mappings = found.process.mappings()?;
+    let limits = Limits::default();
+    let captured = capture(
+        &found.process,
+        runtime,
+        Instant::now() + READ_LIMIT,
+        |still, threads| {
+            let recorder = Recorder::new(still, IMAGE_PAGES);
+            // What a reader of the image will ask for: the search, then both snapshots, with and without locals.
+            let _ = Runtime::locate(&recorder, &mappings, &found.process);
+            let _ = sidewinder_decode::stacks(&recorder, runtime, threads, Locals::Values, &limits);
+            let _ = sidewinder_decode::tasks(&recorder, runtime, threads, &limits);
+            Image::new(
+                mappings.clone(),
+                threads.to_vec(),
+                &found.process,
+                recorder.into_pages(),
+            )
+        },
+    )?;
+    let bytes = captured.value.to_bytes();
+    file.write_all(&bytes)
+        .with_context(|| format!("failed to write {}", out.display()))?;
+    eprintln!(
+        "{}: {} pages of process {pid}, {} bytes; the target stood still for {} µs",
+        out.display(),
+        captured.value.pages(),
+        bytes.len(),
+        captured.paused.as_micros()
+    );
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,356 @@
+//! A request carried out: from the action to what every process answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sidewinder_decode::runtime::Runtime;
+use sidewinder_decode::{Limits, ReadError};
+use sidewinder_diagnose::escape::{clip, line};
+use sidewinder_diagnose::{summary, text};
+use sidewinder_linux::stop::StopError;
+use sidewinder_linux::{Error, Process};
+use sidewinder_model::{
+    Action, Data, ExecRequest, Locals, Outcome, Reason, Request, Stacks, TargetOutcome, TaskFormat,
+};
+
+use crate::capture::{Capture, CaptureError, Torn, capture};
+use crate::discover::{Discovery, Found};
+use crate::select::select;
+use crate::{discover, inject};
+
+/// The longest command line in an outcome, in characters.
+const COMMAND_CHARS: usize = 256;
+
+/// The bounds within which work is done.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// When it has to be over.
+    pub deadline: Instant,
+    /// Set when nobody wants it any more.
+    pub cancel: Arc<AtomicBool>,
+}
+
+impl Bounds {
+    fn ended(&self) -> Option<(Reason, &'static str)> {
+        if self.cancel.load(Ordering::SeqCst) {
+            Some((
+                Reason::Cancelled,
+                "cancelled before this process was looked at",
+            ))
+        } else if Instant::now() >= self.deadline {
+            Some((
+                Reason::Timeout,
+                "the time was up before this process was looked at; raise timeoutSeconds",
+            ))
+        } else {
+            None
+        }
+    }
+}
+
+/// Carries out a request on the processes that can be seen.
+pub fn perform(request: &Request, instance: &str, cancel: &Arc<AtomicBool>) -> Outcome {
+    let started = Instant::now();
+    let bounds = Bounds {
+        deadline: started + Duration::from_millis(request.timeout_milliseconds),
+        cancel: cancel.clone(),
+    };
+    let mut targets = targets(request, &bounds);
+    for target in &mut targets {
+        if target.duration_milliseconds == 0 {
+            target.duration_milliseconds = milliseconds(started.elapsed());
+        }
+    }
+    Outcome {
+        id: request.id.clone(),
+        instance: instance.to_owned(),
+        targets,
+    }
+}
+
+fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
+    let discovery = match Discovery::all(request.container_id.as_deref()) {
+        Ok(discovery) => discovery,
+        Err(error) => {
+            return vec![TargetOutcome::failed(
+                Reason::InternalError,
+                error.to_string(),
+            )];
+        }
+    };
+    if request.action == Action::Processes {
+        return vec![processes(&discovery)];
+    }
+    if discovery.found.is_empty()
+        && let Some(closed) = discovery.closed.first()
+    {
+        return vec![TargetOutcome {
+            pid: Some(closed.ns_pid),
+            ..TargetOutcome::failed(closed.reason, &closed.message)
+        }];
+    }
+    let chosen = match select(
+        &discovery.candidates(),
+        request.process.as_ref(),
+        request.action.runs_code(),
+    ) {
+        Ok(chosen) => chosen,
+        Err(refusal) => return vec![TargetOutcome::failed(refusal.reason, refusal.message)],
+    };
+    chosen
+        .indices
+        .iter()
+        .filter_map(|index| discovery.found.get(*index))
+        .map(|found| {
+            let mut outcome = match bounds.ended() {
+                Some((reason, message)) => TargetOutcome {
+                    pid: Some(found.process.ns_pid()),
+                    ..TargetOutcome::failed(reason, message)
+                },
+                None => act(found, &request.action, bounds),
+            };
+            if let Some(note) = &chosen.note {
+                outcome.message = join(&outcome.message, note);
+            }
+            outcome
+        })
+        .collect()
+}
+
+fn join(first: &str, second: &str) -> String {
+    if first.is_empty() {
+        second.to_owned()
+    } else {
+        format!("{first}; {second}")
+    }
+}
+
+/// `Processes`: what there is, with or without any.
+pub fn processes(discovery: &Discovery) -> TargetOutcome {
+    let list = discovery.list();
+    let mut outcome = if list.processes.is_empty() {
+        match (discovery.closed.first(), list.problems.first()) {
+            (Some(closed), _) => TargetOutcome::failed(closed.reason, &closed.message),
+            (None, Some(problem)) => TargetOutcome::failed(Reason::UnsupportedPython, problem),
+            (None, None) => TargetOutcome::failed(
+                Reason::NoPythonProcess,
+                "no Python process runs in this container",
+            ),
+        }
+    } else {
+        TargetOutcome {
+            summary: summary::processes(&list),
+            ..TargetOutcome::failed(Reason::Succeeded, String::new())
+        }
+    };
+    outcome.text = text::processes(&list);
+    outcome.data = Some(Data::Processes(list));
+    outcome
+}
+
+/// Carries out an action on one process.
+pub fn act(found: &Found, action: &Action, bounds: &Bounds) -> TargetOutcome {
+    let started = Instant::now();
+    let runtime = match &found.python {
+        Ok(runtime) => runtime,
+        Err(why) => {
+            return TargetOutcome {
+                pid: Some(found.process.ns_pid()),
+                ..TargetOutcome::failed(Reason::UnsupportedPython, why.clone())
+            };
+        }
+    };
+    let mut outcome = match action {
+        Action::Processes => {
+            TargetOutcome::failed(Reason::InternalError, "not an action of one process")
+        }
+        Action::Stacks { locals } => stacks(&found.process, runtime, *locals, bounds),
+        Action::Tasks { format } => tasks(&found.process, runtime, *format, bounds),
+        Action::Exec(request) => exec(&found.process, runtime, request, bounds),
+    };
+    outcome.pid = Some(found.process.ns_pid());
+    outcome.command = clip(&line(&found.command.join(" ")), COMMAND_CHARS);
+    outcome.python = runtime.version();
+    outcome.duration_milliseconds = milliseconds(started.elapsed());
+    outcome
+}
+
+/// What a reading comes to when the target could not be held still.
+fn judge<T>(captured: &Capture<T>, problems: &mut Vec<String>) -> (Reason, String) {
+    match &captured.torn {
+        None => (Reason::Succeeded, String::new()),
+        Some(Torn::Overran) => {
+            problems.push(
+                "the target was let go before the reading was over, since it may be held for one second: what is \
+                 shown may not be of one instant"
+                    .to_owned(),
+            );
+            (Reason::Succeeded, String::new())
+        }
+        // It stands still by itself, and stays so.
+        Some(Torn::NotStopped(error @ StopError::StoppedBySignal { .. })) => {
+            problems.push(error.to_string());
+            (not_stopped(error), error.to_string())
+        }
+        Some(Torn::NotStopped(error)) => {
+            problems.push(format!(
+                "the target was not held still: {error}; what is shown may not be of one instant"
+            ));
+            (not_stopped(error), error.to_string())
+        }
+    }
+}
+
+/// The reason for which a target could not be held still.
+fn not_stopped(error: &StopError) -> Reason {
+    match error {
+        StopError::Traced { .. } | StopError::StoppedBySignal { .. } => Reason::TargetBusy,
+        // What was read is an answer all the same.
+        StopError::Unstoppable { .. } => Reason::Succeeded,
+        StopError::Process(error) => discover::reason(error),
+    }
+}
+
+fn unreadable(process: &Process, error: &CaptureError) -> TargetOutcome {
+    let (reason, message) = match error {
+        CaptureError::Read(ReadError::Denied) => discover::denied(process),
+        CaptureError::Read(ReadError::Gone) | CaptureError::Process(Error::Gone { .. }) => (
+            Reason::TargetExited,
+            format!("process {} has ended", process.ns_pid()),
+        ),
+        CaptureError::Process(error) => (discover::reason(error), discover::sentence(error)),
+        CaptureError::Read(ReadError::Fault { .. }) => {
+            (Reason::InternalError, discover::sentence(error))
+        }
+    };
+    TargetOutcome::failed(reason, message)
+}
+
+/// The stacks of every thread, with what is wrong with them.
+fn read_stacks(
+    process: &Process,
+    runtime: &Runtime,
+    locals: Locals,
+    deadline: Instant,
+) -> Result<(Stacks, Reason, String), CaptureError> {
+    let limits = Limits::default();
+    let captured = capture(process, runtime, deadline, |still, threads| {
+        sidewinder_decode::stacks(still, runtime, threads, locals, &limits)
+    })?;
+    let mut problems = Vec::new();
+    let (reason, message) = judge(&captured, &mut problems);
+    let mut stacks = captured.value;
+    stacks.paused_microseconds = microseconds(captured.paused);
+    stacks.problems.splice(0..0, problems);
+    Ok((stacks, reason, message))
+}
+
+fn stacks(process: &Process, runtime: &Runtime, locals: Locals, bounds: &Bounds) -> TargetOutcome {
+    match read_stacks(process, runtime, locals, bounds.deadline) {
+        Ok((stacks, reason, message)) => TargetOutcome {
+            summary: if reason == Reason::Succeeded {
+                summary::stacks(&stacks)
+            } else {
+                summary::failure(&message)
+            },
+            paused_microseconds: stacks.paused_microseconds,
+            text: text::stacks(&stacks),
+            data: Some(Data::Stacks(stacks)),
+            ..TargetOutcome::failed(reason, message)
+        },
+        Err(error) => unreadable(process, &error),
+    }
+}
+
+fn tasks(
+    process: &Process,
+    runtime: &Runtime,
+    format: TaskFormat,
+    bounds: &Bounds,
+) -> TargetOutcome {
+    let limits = Limits::default();
+    let captured = capture(process, runtime, bounds.deadline, |still, threads| {
+        sidewinder_decode::tasks(still, runtime, threads, &limits)
+    });
+    let captured = match captured {
+        Ok(captured) => captured,
+        Err(error) => return unreadable(process, &error),
+    };
+    let mut problems = Vec::new();
+    let (reason, message) = judge(&captured, &mut problems);
+    let mut tasks = captured.value;
+    tasks.paused_microseconds = microseconds(captured.paused);
+    tasks.problems.splice(0..0, problems);
+    TargetOutcome {
+        summary: if reason == Reason::Succeeded {
+            summary::tasks(&tasks)
+        } else {
+            summary::failure(&message)
+        },
+        paused_microseconds: tasks.paused_microseconds,
+        text: text::tasks(&tasks, format),
+        data: Some(Data::Tasks(tasks)),
+        ..TargetOutcome::failed(reason, message)
+    }
+}
+
+fn exec(
+    process: &Process,
+    runtime: &Runtime,
+    request: &ExecRequest,
+    bounds: &Bounds,
+) -> TargetOutcome {
+    let injected = inject::exec(process, runtime, request, bounds.deadline, &bounds.cancel);
+    let mut outcome = injected.outcome;
+    let mut paused = microseconds(injected.paused);
+    let reason = injected.reason;
+    // Where it stands is the answer when it does not come.
+    if matches!(reason, Reason::TargetBlocked | Reason::ScriptTimeout) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        if let Ok((stacks, _, _)) = read_stacks(process, runtime, Locals::None, deadline) {
+            paused = paused.saturating_add(stacks.paused_microseconds);
+            outcome.stacks = Some(stacks);
+        }
+    }
+    outcome.reason = Some(reason);
+    let summary = match reason {
+        Reason::Succeeded | Reason::ScriptError => summary::exec(&outcome),
+        Reason::TargetBlocked => match &outcome.stacks {
+            Some(stacks) => summary::failure(&format!(
+                "the script did not start: {}",
+                summary::stacks(stacks)
+            )),
+            None => summary::failure(&injected.message),
+        },
+        _ => summary::failure(&injected.message),
+    };
+    TargetOutcome {
+        summary,
+        paused_microseconds: paused,
+        disarmed: injected.armed.then_some(outcome.disarmed),
+        text: text::exec(&outcome),
+        data: Some(Data::Exec(Box::new(outcome))),
+        ..TargetOutcome::failed(reason, injected.message)
+    }
+}
+
+/// Looks for requests that an earlier agent left armed and takes them back.
+pub fn sweep() {
+    let Ok(discovery) = Discovery::all(None) else {
+        return;
+    };
+    for found in &discovery.found {
+        if let Ok(runtime) = &found.python {
+            inject::sweep(&found.process, runtime);
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
