@@ -1,5 +1,7 @@
 //! Who may depend on whom: the direction that docs/architecture.md draws, checked on cargo's own graph.
 
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
+
 use std::process::Command;
 
 fn tree(package: &str) -> Vec<String> {
