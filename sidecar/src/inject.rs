@@ -1,44 +1,710 @@
-//! Has a target run a script.
+//! Having the target run a script at a safe point of one of its threads (PEP 768), and taking the request back when no
+//! thread comes by.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+mod payload;
+mod result;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sidewinder_decode::Runtime;
+use sidewinder_decode::remote_exec::{self, ThreadSupport};
+use sidewinder_decode::{Limits, OsThread, Runtime};
 use sidewinder_linux::Process;
-use sidewinder_model::{ExecOutcome, ExecRequest, Reason};
+use sidewinder_linux::carrier::{Carrier, CarrierError};
+use sidewinder_linux::stop::StopError;
+use sidewinder_linux::write::{ArmError, Armed, Disarmed, RequestSlot, arm, disarm_stale};
+use sidewinder_model::{
+    ExecOutcome, ExecRequest, Locals, Reason, ThreadChoice, ThreadState, Wake, WakePolicy,
+};
+
+use crate::discover;
+use result::Answer;
+
+/// When a thread that has not come by itself is interrupted, counted from arming. More than once, since it may have
+/// been between two waits.
+const INTERRUPTS: [Duration; 4] = [
+    Duration::from_millis(25),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+];
+/// Between a thread's accepting a request and the script's first sign of life lie an audit event, the opening and the
+/// compilation of the file, and whatever else holds the GIL meanwhile.
+const FIRST_SIGN: Duration = Duration::from_secs(2);
+/// Most threads that are asked one after another.
+const MAX_CANDIDATES: usize = 16;
+/// The most that is read of a result.
+const MAX_RESULT: u64 = 160 << 20;
+
+const CANCELLED_RUNNING: &str = "cancelled while the script ran; a script that has started is not stopped and may still be running";
 
 /// What became of a script.
 #[derive(Debug)]
 pub struct Injected {
-    /// The document of `exec`.
+    /// The document; its `reason` and `stacks` are left to the caller.
     pub outcome: ExecOutcome,
     /// How it ended.
     pub reason: Reason,
-    /// How it ended, in a sentence.
+    /// The reason in a sentence about this target; empty when there is nothing to add.
     pub message: String,
-    /// How long a thread of the target was held still.
+    /// How long a thread was held still, summed.
     pub paused: Duration,
-    /// Whether a request was ever armed.
+    /// Whether a request was ever written.
     pub armed: bool,
 }
 
-/// Runs a script in the target. Not part of this commit's build yet: it says so.
-pub fn exec(
-    _: &Process,
-    _: &Runtime,
-    _: &ExecRequest,
-    _: Instant,
-    _: &Arc<AtomicBool>,
-) -> Injected {
-    Injected {
-        outcome: ExecOutcome::default(),
-        reason: Reason::InternalError,
-        message: "this build cannot run scripts".to_owned(),
-        paused: Duration::ZERO,
-        armed: false,
+/// Why a script did not run to its end.
+struct Refusal {
+    reason: Reason,
+    message: String,
+}
+
+fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
+    Refusal {
+        reason,
+        message: message.into(),
     }
 }
 
-/// Takes back requests that an earlier agent left armed.
-pub fn sweep(_: &Process, _: &Runtime) {}
+/// Runs a script in the target. Returns when the script has ended, did not start in time, or time is up; a request that
+/// was not accepted is taken back on every path.
+pub fn exec(
+    process: &Process,
+    runtime: &Runtime,
+    request: &ExecRequest,
+    deadline: Instant,
+    cancel: &AtomicBool,
+) -> Injected {
+    let mut run = Run {
+        process,
+        policy: request.wake,
+        deadline,
+        cancel,
+        answer: Answer::default(),
+        read: 0,
+        outcome: ExecOutcome {
+            disarmed: true,
+            ..ExecOutcome::default()
+        },
+        paused: Duration::ZERO,
+        armed: false,
+    };
+    let (reason, message) = match run.exec(runtime, request) {
+        Ok(()) if run.answer.failed() => (Reason::ScriptError, run.answer.exception_line()),
+        Ok(()) => (Reason::Succeeded, String::new()),
+        Err(refusal) => (refusal.reason, refusal.message),
+    };
+    let Run {
+        answer,
+        mut outcome,
+        paused,
+        armed,
+        ..
+    } = run;
+    answer.into_outcome(&mut outcome);
+    Injected {
+        outcome,
+        reason,
+        message,
+        paused,
+        armed,
+    }
+}
+
+/// Takes back requests that an ended sidecar left armed in any thread.
+pub fn sweep(process: &Process, runtime: &Runtime) {
+    let Ok(threads) = process.threads() else {
+        return;
+    };
+    let support = remote_exec::support(process, runtime, &threads);
+    for thread in support
+        .interpreters
+        .iter()
+        .flat_map(|interpreter| &interpreter.threads)
+    {
+        if thread.is_pending {
+            // The kernel's refusal will be heard by whoever wants something of this process.
+            let _ = disarm_stale(process, slot(thread));
+        }
+    }
+}
+
+fn slot(thread: &ThreadSupport) -> RequestSlot {
+    RequestSlot {
+        pending: thread.pending,
+        path: thread.path,
+        path_size: thread.path_size,
+        eval_breaker: thread.eval_breaker,
+    }
+}
+
+struct Run<'a> {
+    process: &'a Process,
+    policy: WakePolicy,
+    deadline: Instant,
+    cancel: &'a AtomicBool,
+    answer: Answer,
+    read: u64,
+    outcome: ExecOutcome,
+    paused: Duration,
+    armed: bool,
+}
+
+/// What came of asking one thread.
+enum Asked {
+    Started,
+    NotInTime,
+}
+
+impl Run<'_> {
+    fn exec(&mut self, runtime: &Runtime, request: &ExecRequest) -> Result<(), Refusal> {
+        let candidates = candidates(self.process, runtime, request)?;
+        let start = self
+            .deadline
+            .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
+        let carrier =
+            Carrier::start(self.process, self.deadline).map_err(|error| carrier_refusal(&error))?;
+        carrier
+            .load(&payload::text(&request.script, carrier.result_path()))
+            .map_err(|error| {
+                refuse(
+                    Reason::InternalError,
+                    format!("cannot write the script's memfd: {error}"),
+                )
+            })?;
+        let mut busy = None;
+        let count = u32::try_from(candidates.len()).unwrap_or(1);
+        for (index, thread) in (0..count).zip(&candidates) {
+            // Every thread that is left gets the same share of what time is left.
+            let left = start.saturating_duration_since(Instant::now());
+            let until = Instant::now() + left / (count - index).max(1);
+            match self.ask(&carrier, thread, until) {
+                Ok(Asked::Started) => {
+                    self.finish(&carrier)?;
+                    return Ok(());
+                }
+                Ok(Asked::NotInTime) => {}
+                // Another thread may still do.
+                Err(refusal) if refusal.reason == Reason::TargetBusy && count > 1 => {
+                    busy = Some(refusal)
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        if let Some(busy) = busy {
+            return Err(busy);
+        }
+        Err(self.not_started(&candidates))
+    }
+
+    fn not_started(&self, candidates: &[Candidate]) -> Refusal {
+        let place = match candidates {
+            [only] => match only
+                .os
+                .as_ref()
+                .map(|os| (os.name.as_str(), os.syscall.as_ref()))
+            {
+                Some((name, Some(syscall))) => {
+                    format!(
+                        "thread {} ({name}) is blocked in {}",
+                        only.tid, syscall.name
+                    )
+                }
+                _ => format!("thread {} did not come to a safe point", only.tid),
+            },
+            several => format!("none of {} threads came to a safe point", several.len()),
+        };
+        let wake = match self.policy {
+            WakePolicy::Never => "; wake: Auto would interrupt its wait",
+            WakePolicy::Auto | WakePolicy::Interrupt => "",
+        };
+        refuse(
+            Reason::TargetBlocked,
+            format!(
+                "{place}, so the script did not start in time and the request was taken back; the stacks show where{wake}"
+            ),
+        )
+    }
+
+    /// Asks one thread and waits until the script has started, or takes the request back.
+    fn ask(
+        &mut self,
+        carrier: &Carrier,
+        candidate: &Candidate,
+        until: Instant,
+    ) -> Result<Asked, Refusal> {
+        let thread = &candidate.support;
+        // It fails when the carrier has died, and then the target could not open the script.
+        carrier
+            .will_arm(self.process, slot(thread))
+            .map_err(|error| {
+                refuse(
+                    Reason::SidecarFailed,
+                    format!("the script's carrier has ended: {error}"),
+                )
+            })?;
+        self.outcome.thread = Some(candidate.tid);
+        // Holding the thread still to write the request ends a wait in epoll_wait.
+        let hold = self.policy != WakePolicy::Never;
+        let blocked = candidate
+            .os
+            .as_ref()
+            .is_some_and(|os| os.state == ThreadState::Blocked);
+        self.outcome.wake = if hold && blocked {
+            Wake::Interrupt
+        } else {
+            Wake::None
+        };
+        let mut request = match arm(
+            self.process,
+            candidate.tid,
+            slot(thread),
+            carrier.script_path(),
+            hold,
+        ) {
+            Ok(armed) => armed,
+            Err(error) => return Err(arm_refusal(&error)),
+        };
+        self.armed = true;
+        let began = Instant::now();
+        match self.wait_for_start(carrier, &mut request, began, until) {
+            Ok(true) => {
+                self.paused += request.accepted();
+                self.outcome.started_after_milliseconds = Some(milliseconds(began.elapsed()));
+                Ok(Asked::Started)
+            }
+            ended => {
+                let (disarmed, paused) = request.disarm();
+                self.paused += paused;
+                match disarmed {
+                    Disarmed::TakenBack => ended.map(|_| Asked::NotInTime),
+                    Disarmed::Gone => Err(self.exited()),
+                    Disarmed::StillArmed(error) => {
+                        self.outcome.disarmed = false;
+                        Err(refuse(
+                            Reason::StillArmed,
+                            format!(
+                                "the request in thread {} could not be taken back and may still run: {}",
+                                candidate.tid,
+                                discover::sentence(&error)
+                            ),
+                        ))
+                    }
+                    // It was accepted in the last moment: what it started is answered for.
+                    Disarmed::Accepted => match ended {
+                        Ok(_) if self.first_sign(carrier)? => {
+                            self.outcome.started_after_milliseconds =
+                                Some(milliseconds(began.elapsed()));
+                            Ok(Asked::Started)
+                        }
+                        Ok(_) => Err(refused_by_target(carrier.script_path())),
+                        Err(refusal)
+                            if refusal.reason == Reason::Cancelled
+                                && self.first_sign(carrier)? =>
+                        {
+                            self.outcome.still_running = true;
+                            Err(refuse(Reason::Cancelled, CANCELLED_RUNNING))
+                        }
+                        Err(refusal) => Err(refusal),
+                    },
+                }
+            }
+        }
+    }
+
+    /// True once the script has started; false when it has not by `until`.
+    fn wait_for_start(
+        &mut self,
+        carrier: &Carrier,
+        request: &mut Armed<'_>,
+        began: Instant,
+        until: Instant,
+    ) -> Result<bool, Refusal> {
+        let mut interrupts = INTERRUPTS.iter().map(|after| began + *after).peekable();
+        loop {
+            self.update(carrier.result());
+            if self.answer.started() {
+                return Ok(true);
+            }
+            self.still_wanted()?;
+            match request.waits() {
+                Ok(true) => {}
+                Ok(false) => {
+                    return if self.first_sign(carrier)? {
+                        Ok(true)
+                    } else {
+                        Err(refused_by_target(carrier.script_path()))
+                    };
+                }
+                Err(_) if !self.process.alive() => return Err(self.exited()),
+                Err(error) => {
+                    return Err(refuse(discover::reason(&error), discover::sentence(&error)));
+                }
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Ok(false);
+            }
+            if interrupts.next_if(|at| now >= *at).is_some() {
+                let step = if self.policy == WakePolicy::Never {
+                    request.remind().map_err(StopError::Process)
+                } else {
+                    request.interrupt()
+                };
+                match step {
+                    Ok(()) if self.policy == WakePolicy::Never => {}
+                    Ok(()) => self.outcome.wake = Wake::Interrupt,
+                    // In uninterruptible sleep it may yet come back in time.
+                    Err(StopError::Unstoppable { .. }) => {}
+                    Err(error) => return Err(stop_refusal(&error)),
+                }
+            }
+            let next = interrupts.peek().map_or(until, |at| (*at).min(until));
+            let pause = next
+                .saturating_duration_since(now)
+                .min(pace(began.elapsed()));
+            if self.process.wait_exit(pause) {
+                return Err(self.exited());
+            }
+        }
+    }
+
+    /// After the thread has accepted the request: whether the script gave a sign of life.
+    fn first_sign(&mut self, carrier: &Carrier) -> Result<bool, Refusal> {
+        let until = Instant::now() + FIRST_SIGN;
+        loop {
+            let gone = self.process.wait_exit(Duration::from_millis(1));
+            self.update(carrier.result());
+            if self.answer.started() {
+                return Ok(true);
+            }
+            if gone {
+                return Err(self.exited());
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Waits for the end of a script that has started.
+    fn finish(&mut self, carrier: &Carrier) -> Result<(), Refusal> {
+        let began = Instant::now();
+        let ended = loop {
+            let gone = self.process.wait_exit(pace(began.elapsed()));
+            self.update(carrier.result());
+            if self.answer.finished() {
+                break Ok(());
+            }
+            if gone {
+                break Err(refuse(
+                    Reason::TargetExited,
+                    format!(
+                        "process {} ended while the script ran",
+                        self.process.ns_pid()
+                    ),
+                ));
+            }
+            if self.cancel.load(Ordering::SeqCst) {
+                self.outcome.still_running = true;
+                break Err(refuse(Reason::Cancelled, CANCELLED_RUNNING));
+            }
+            if Instant::now() >= self.deadline {
+                self.outcome.still_running = true;
+                break Err(refuse(
+                    Reason::ScriptTimeout,
+                    "the script started and did not end in time; it is still running: its output so far stands here, \
+                     and the stacks show where it is. Raise timeoutSeconds, or have the script end by itself",
+                ));
+            }
+        };
+        self.outcome.duration_milliseconds = milliseconds(began.elapsed());
+        for signal in self.answer.signals() {
+            // The application never saw it: it came while the script ran.
+            if let Err(error) = self.process.interrupt() {
+                self.answer.note(&format!(
+                    "{signal} came while the script ran and could not be sent again: {error}"
+                ));
+            }
+        }
+        ended
+    }
+
+    fn still_wanted(&self) -> Result<(), Refusal> {
+        if self.cancel.load(Ordering::SeqCst) {
+            return Err(refuse(
+                Reason::Cancelled,
+                "cancelled before the script started; it did not and will not run",
+            ));
+        }
+        Ok(())
+    }
+
+    fn exited(&self) -> Refusal {
+        refuse(
+            Reason::TargetExited,
+            format!("process {} has ended", self.process.ns_pid()),
+        )
+    }
+
+    /// Reads what has been added to the result.
+    fn update(&mut self, result: &File) {
+        let Ok(size) = result
+            .metadata()
+            .map(|metadata| metadata.len().min(MAX_RESULT))
+        else {
+            return;
+        };
+        let mut buffer = vec![0; 1 << 16];
+        while self.read < size {
+            let want = usize::try_from(size - self.read)
+                .unwrap_or(buffer.len())
+                .min(buffer.len());
+            let Some(part) = buffer.get_mut(..want) else {
+                return;
+            };
+            match result.read_at(part, self.read) {
+                Ok(0) | Err(_) => return,
+                Ok(got) => {
+                    self.answer.feed(part.get(..got).unwrap_or_default());
+                    self.read += got as u64;
+                }
+            }
+        }
+    }
+}
+
+/// How long to wait before looking again: often at first, then rarely.
+fn pace(elapsed: Duration) -> Duration {
+    match elapsed.as_millis() {
+        0..100 => Duration::from_millis(1),
+        100..2000 => Duration::from_millis(5),
+        _ => Duration::from_millis(20),
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A thread that may be asked.
+struct Candidate {
+    tid: u64,
+    support: ThreadSupport,
+    os: Option<OsThread>,
+}
+
+/// The threads to ask, in order.
+fn candidates(
+    process: &Process,
+    runtime: &Runtime,
+    request: &ExecRequest,
+) -> Result<Vec<Candidate>, Refusal> {
+    let ended = || {
+        refuse(
+            Reason::TargetExited,
+            format!("process {} has ended", process.ns_pid()),
+        )
+    };
+    let threads = process.threads().map_err(|error| match error {
+        sidewinder_linux::Error::Gone { .. } => ended(),
+        error => refuse(discover::reason(&error), discover::sentence(&error)),
+    })?;
+    let support = remote_exec::support(process, runtime, &threads);
+    if support.interpreters.is_empty() {
+        if !process.alive() {
+            return Err(ended());
+        }
+        if let Err(error) = process.check_access() {
+            return Err(refuse(discover::reason(&error), discover::sentence(&error)));
+        }
+    }
+    if support.finalizing {
+        return Err(refuse(
+            Reason::InterpreterFinalizing,
+            format!(
+                "the Python in process {} is shutting down and runs no more scripts",
+                process.ns_pid()
+            ),
+        ));
+    }
+    let Some(interpreter) = support
+        .interpreters
+        .iter()
+        .find(|one| one.id == request.interpreter)
+    else {
+        let ids: Vec<String> = support
+            .interpreters
+            .iter()
+            .map(|one| one.id.to_string())
+            .collect();
+        return Err(refuse(
+            Reason::NoPythonProcess,
+            format!(
+                "process {} has no interpreter {}; it has {}",
+                process.ns_pid(),
+                request.interpreter,
+                if ids.is_empty() {
+                    "none that can be read".to_owned()
+                } else {
+                    ids.join(", ")
+                }
+            ),
+        ));
+    };
+    if !interpreter.enabled {
+        return Err(refuse(
+            Reason::RemoteDebugDisabled,
+            format!(
+                "process {} was started with remote debugging disabled (PYTHON_DISABLE_REMOTE_DEBUG, -X \
+                 disable-remote-debug, or a build without it); stacks and tasks can be read all the same",
+                process.ns_pid()
+            ),
+        ));
+    }
+    let mut all: Vec<Candidate> = interpreter
+        .threads
+        .iter()
+        .filter_map(|support| {
+            let os = threads
+                .iter()
+                .find(|os| Some(os.tid) == support.tid)
+                .cloned();
+            support.tid.map(|tid| Candidate {
+                tid,
+                support: *support,
+                os,
+            })
+        })
+        .collect();
+    let chosen = match request.thread {
+        ThreadChoice::Auto | ThreadChoice::Main => {
+            let ns_pid = u64::from(process.ns_pid().unsigned_abs());
+            // After the main script has ended the interpreter names no main thread, but its state is still there.
+            let main = all
+                .iter()
+                .position(|one| one.support.main)
+                .or_else(|| all.iter().position(|one| one.support.ns_tid == ns_pid));
+            main.map(|index| vec![all.swap_remove(index)])
+        }
+        ThreadChoice::Any => {
+            all.sort_by_key(eagerness);
+            all.truncate(MAX_CANDIDATES);
+            Some(all)
+        }
+        ThreadChoice::Tid(tid) => all
+            .iter()
+            .position(|one| one.tid == tid)
+            .map(|index| vec![all.swap_remove(index)]),
+    };
+    let chosen = chosen.filter(|chosen| !chosen.is_empty()).ok_or_else(|| {
+        refuse(
+            Reason::NoPythonProcess,
+            match request.thread {
+                ThreadChoice::Tid(tid) => format!(
+                    "interpreter {} of process {} has no Python thread {tid}; `stacks` lists them",
+                    request.interpreter,
+                    process.ns_pid()
+                ),
+                _ => format!(
+                    "interpreter {} of process {} has no thread",
+                    request.interpreter,
+                    process.ns_pid()
+                ),
+            },
+        )
+    })?;
+    without_running_scripts(process, runtime, &threads, chosen)
+}
+
+/// Who is likely to come by soonest: threads that run, then waits that an interrupt ends, then the rest; the main
+/// thread last of its kind, since it is the one the application would miss most.
+fn eagerness(candidate: &Candidate) -> (u8, bool) {
+    let kind = match &candidate.os {
+        Some(os) if os.state != ThreadState::Blocked => 0,
+        Some(OsThread {
+            syscall: Some(syscall),
+            ..
+        }) if syscall.name.starts_with("epoll_") => 1,
+        _ => 2,
+    };
+    (kind, candidate.support.main)
+}
+
+/// A second script would run inside the first, at its next check.
+fn without_running_scripts(
+    process: &Process,
+    runtime: &Runtime,
+    threads: &[OsThread],
+    chosen: Vec<Candidate>,
+) -> Result<Vec<Candidate>, Refusal> {
+    let stacks =
+        sidewinder_decode::stacks(process, runtime, threads, Locals::None, &Limits::default());
+    let runs = |tid: u64| {
+        stacks
+            .interpreters
+            .iter()
+            .flat_map(|interpreter| &interpreter.threads)
+            .filter(|thread| thread.tid == tid)
+            .flat_map(|thread| &thread.frames)
+            .any(|frame| frame.function == payload::FUNCTION)
+    };
+    let (busy, free): (Vec<Candidate>, Vec<Candidate>) =
+        chosen.into_iter().partition(|one| runs(one.tid));
+    match (free.is_empty(), busy.first()) {
+        (true, Some(one)) => Err(refuse(
+            Reason::TargetBusy,
+            format!(
+                "an earlier script still runs in thread {}: wait for it to end, or use another thread",
+                one.tid
+            ),
+        )),
+        _ => Ok(free),
+    }
+}
+
+fn refused_by_target(path: &str) -> Refusal {
+    refuse(
+        Reason::AuditHookRefused,
+        format!(
+            "the target accepted the request and did not run the script: an audit hook refused the event \
+             cpython.remote_debugger_script, or its open_code hook refused {path}; the target's stderr says which"
+        ),
+    )
+}
+
+fn carrier_refusal(error: &CarrierError) -> Refusal {
+    let reason = match error {
+        CarrierError::Process(error) => discover::reason(error),
+        CarrierError::Identity { .. } | CarrierError::NoWay { .. } => Reason::PermissionDenied,
+        CarrierError::Io { .. } => Reason::InternalError,
+    };
+    refuse(reason, discover::sentence(error))
+}
+
+fn stop_refusal(error: &StopError) -> Refusal {
+    let reason = match error {
+        StopError::Traced { .. } | StopError::StoppedBySignal { .. } => Reason::TargetBusy,
+        StopError::Unstoppable { .. } => Reason::TargetBlocked,
+        StopError::Process(sidewinder_linux::Error::Gone { .. }) => Reason::TargetExited,
+        StopError::Process(error) => discover::reason(error),
+    };
+    refuse(reason, discover::sentence(error))
+}
+
+fn arm_refusal(error: &ArmError) -> Refusal {
+    match error {
+        ArmError::Stop(error) => stop_refusal(error),
+        ArmError::Process(sidewinder_linux::Error::Gone { .. }) => {
+            refuse(Reason::TargetExited, discover::sentence(error))
+        }
+        ArmError::Process(source) => refuse(discover::reason(source), discover::sentence(error)),
+        ArmError::Outstanding { .. } | ArmError::Expired { .. } => {
+            refuse(Reason::TargetBusy, discover::sentence(error))
+        }
+        ArmError::ThreadGone { .. } => refuse(Reason::NoPythonProcess, discover::sentence(error)),
+        ArmError::PathTooLong { .. } => refuse(Reason::InternalError, discover::sentence(error)),
+    }
+}

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -133,6 +134,27 @@ impl Process {
             ),
             Ok(0)
         )
+    }
+
+    /// Waits until it has ended, at most so long; whether it has.
+    pub fn wait_exit(&self, limit: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let limit = Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        matches!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1..))
+    }
+
+    /// Sends it `SIGINT`: one that it should have had and that a script of ours consumed.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn interrupt(&self) -> io::Result<()> {
+        Ok(rustix::process::pidfd_send_signal(
+            &self.pidfd,
+            rustix::process::Signal::INT,
+        )?)
     }
 
     /// The pidfd: readable once the process has ended.

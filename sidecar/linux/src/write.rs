@@ -138,7 +138,10 @@ pub struct Armed<'a> {
     finished: bool,
 }
 
-/// Writes a request for the thread to run the file at `path` (as the target sees it), with the thread held still.
+/// Writes a request for the thread to run the file at `path` (as the target sees it).
+///
+/// With `hold` the thread stands still meanwhile, which ends some waits (`epoll_wait`); without, the writes race with
+/// the thread as CPython's own `sys.remote_exec` does, and whoever waits sets the bit again.
 ///
 /// # Errors
 /// [`ArmError`]; nothing is armed then.
@@ -147,6 +150,7 @@ pub fn arm<'a>(
     tid: u64,
     slot: RequestSlot,
     path: &str,
+    hold: bool,
 ) -> Result<Armed<'a>, ArmError> {
     let mut path = path.as_bytes().to_vec();
     path.push(0);
@@ -155,8 +159,16 @@ pub fn arm<'a>(
             limit: slot.path_size.saturating_sub(1),
         });
     }
-    let guard = stop(process, &[tid], MAX_STOP)?;
-    if guard.tids().is_empty() {
+    let guard = if hold {
+        Some(stop(process, &[tid], MAX_STOP)?)
+    } else {
+        None
+    };
+    let gone = match &guard {
+        Some(guard) => guard.tids().is_empty(),
+        None => process.thread_stat(tid).is_none(),
+    };
+    if gone {
         return Err(ArmError::ThreadGone { tid });
     }
     let mut armed = Armed {
@@ -172,13 +184,15 @@ pub fn arm<'a>(
     }
     // CPython's own order: the path first, then the request, then the bit.
     armed.writer.write(slot.path, &armed.path)?;
-    if !guard.holds() {
+    if guard.as_ref().is_some_and(|guard| !guard.holds()) {
         return Err(ArmError::Expired { tid });
     }
     armed.finished = false;
     armed.writer.write(slot.pending, &1_i32.to_le_bytes())?;
     armed.set_bit()?;
-    armed.paused = guard.release().paused;
+    if let Some(guard) = guard {
+        armed.paused = guard.release().paused;
+    }
     Ok(armed)
 }
 
@@ -216,6 +230,18 @@ impl Armed<'_> {
                 .write(self.slot.eval_breaker, &[byte[0] | STOP_BIT])?;
         }
         Ok(())
+    }
+
+    /// Sets the bit again, for a request that was written to a thread that ran.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn remind(&self) -> Result<(), Error> {
+        if self.waits()? {
+            self.set_bit()
+        } else {
+            Ok(())
+        }
     }
 
     /// Interrupts whatever the thread waits for, with no signal that it or its parent could see. Where the wait is one
