@@ -82,6 +82,12 @@ fn the_shared_names_are_the_types_own() {
     assert_eq!(crd["spec"]["versions"][0]["name"], names::VERSION);
     assert_eq!(crd["spec"]["names"]["kind"], names::KIND);
     assert_eq!(crd["spec"]["names"]["plural"], names::PLURAL);
+    assert_eq!(crd["spec"]["names"]["shortNames"], json!(["pyds"]));
+    assert_eq!(crd["spec"]["names"]["categories"], json!(["debug"]));
+    assert_eq!(
+        crd["spec"]["versions"][0]["selectableFields"],
+        json!([{"jsonPath": ".spec.target.podName"}, {"jsonPath": ".status.phase"}])
+    );
 }
 
 #[test]
