@@ -140,7 +140,7 @@ fn the_operators_rights_are_these_and_no_others() {
     let cluster = json!([
         {"apiGroups": ["sidewinder.dev"], "resources": ["debugsessions"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": ["sidewinder.dev"], "resources": ["debugsessions"], "verbs": ["delete"]},
-        {"apiGroups": ["sidewinder.dev"], "resources": ["debugsessions/status"], "verbs": ["patch", "update"]},
+        {"apiGroups": ["sidewinder.dev"], "resources": ["debugsessions/status"], "verbs": ["patch"]},
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": [""], "resources": ["pods/ephemeralcontainers"], "verbs": ["patch"]},
         {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]},
