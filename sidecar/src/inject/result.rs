@@ -95,7 +95,7 @@ impl Answer {
                     .into_iter()
                     .filter(|name| name == "SIGINT")
                     .take(1)
-                    .collect()
+                    .collect();
             }
             b'd' => self.nanoseconds = payload.try_into().ok().map(u64::from_le_bytes),
             b'c' => {
