@@ -250,11 +250,6 @@ impl Run<'_> {
             .os
             .as_ref()
             .is_some_and(|os| os.state == ThreadState::Blocked);
-        self.outcome.wake = if hold && blocked {
-            Wake::Interrupt
-        } else {
-            Wake::None
-        };
         let mut request = match arm(
             self.process,
             candidate.tid,
@@ -266,6 +261,11 @@ impl Run<'_> {
             Err(error) => return Err(arm_refusal(&error)),
         };
         self.armed = true;
+        self.outcome.wake = if hold && blocked {
+            Wake::Interrupt
+        } else {
+            Wake::None
+        };
         let began = Instant::now();
         match self.wait_for_start(carrier, &mut request, began, until) {
             Ok(true) => {
