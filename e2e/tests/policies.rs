@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use sidewinder_crds::{DebugSession, names};
 
 /// How long a policy, a binding or a role may take until the API server acts on it.
-const IN_FORCE: Duration = Duration::from_secs(60);
+const IN_FORCE: Duration = Duration::from_mins(1);
 const CODE_RUNNING: &str = "sidewinder-code-running";
 const OPERATOR: &str = "sidewinder-operator";
 const CONTAINERS: &str = "sidewinder-containers";
@@ -50,6 +50,10 @@ struct Fixture {
 
 impl Fixture {
     async fn run(test: &str, body: impl AsyncFnOnce(&Self)) {
+        assert!(
+            std::env::var_os("KUBECONFIG").is_some(),
+            "KUBECONFIG must name a cluster for tests: the one that kubectl would take by itself may be anybody's"
+        );
         let config = Config::infer().await.unwrap();
         let admin = Client::try_from(config.clone()).unwrap();
         let namespaces = Api::<Namespace>::all(admin.clone());
