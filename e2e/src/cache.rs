@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
 /// Nothing that is made here takes longer: a cold build of Kubernetes on one slow core included.
-const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+const BUILD_LIMIT: Duration = Duration::from_hours(1);
 
 /// `$SIDEWINDER_CACHE`, else `sidewinder` below `$XDG_CACHE_HOME` or `~/.cache`.
 pub fn root() -> Result<PathBuf> {
@@ -110,7 +110,7 @@ pub fn lock(file: &Path, limit: Duration) -> Result<File> {
         match handle.try_lock() {
             Ok(()) => return Ok(handle),
             Err(TryLockError::WouldBlock) if start.elapsed() < limit => {
-                std::thread::sleep(Duration::from_millis(20))
+                std::thread::sleep(Duration::from_millis(20));
             }
             Err(TryLockError::WouldBlock) => {
                 bail!(

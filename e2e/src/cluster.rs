@@ -41,10 +41,10 @@ const CHANGE_LOCK: &str = "change.lock";
 /// Exists once the node is Ready.
 const READY: &str = "ready";
 /// How long a cluster may take to start; usually 8 s.
-const START_LIMIT: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_mins(2);
 /// How long it may take to end; usually less than 1 s.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
-const LOAD_LIMIT: Duration = Duration::from_secs(300);
+const STOP_LIMIT: Duration = Duration::from_mins(1);
+const LOAD_LIMIT: Duration = Duration::from_mins(5);
 
 /// A running cluster, known by its folder.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Cluster {
     ) -> Result<String> {
         command::text(
             self.kubectl_command()?.args(arguments),
-            Duration::from_secs(60),
+            Duration::from_mins(1),
         )
     }
 
@@ -154,7 +154,7 @@ impl Cluster {
         let mut ctr = self.ctr()?;
         ctr.args(["images", "list", "--quiet"])
             .arg(format!("name=={}", image.name()));
-        if command::text(&mut ctr, Duration::from_secs(60))?.is_empty() {
+        if command::text(&mut ctr, Duration::from_mins(1))?.is_empty() {
             self.load(&image.archive)?;
         }
         Ok(())

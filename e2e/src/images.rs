@@ -14,7 +14,7 @@ use crate::tools::Module;
 use crate::{cache, checkout, command, python};
 
 /// A cold build of the operator on two cores takes about four minutes.
-const BUILD_LIMIT: Duration = Duration::from_secs(1800);
+const BUILD_LIMIT: Duration = Duration::from_mins(30);
 
 /// One image as a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub fn sidecar() -> Result<Image> {
         entrypoint: vec!["/sidewinder-sidecar".to_owned()],
         ..Config::default()
     };
-    write("sidewinder-sidecar", vec![layer.finish()?], &config)
+    write("sidewinder-sidecar", &[layer.finish()?], &config)
 }
 
 /// The operator's image: its static binary alone.
@@ -76,7 +76,7 @@ pub fn operator() -> Result<Image> {
         user: "65532:65532".to_owned(),
         ..Config::default()
     };
-    write("sidewinder-operator", vec![layer.finish()?], &config)
+    write("sidewinder-operator", &[layer.finish()?], &config)
 }
 
 /// Python `version` with the programs of `e2e/workloads` in `/workloads`. It starts as root unless the pod says otherwise.
@@ -120,7 +120,7 @@ pub fn workloads(version: &str) -> Result<Image> {
     };
     write(
         &format!("sidewinder-workloads-{version}"),
-        vec![base, programs.finish()?],
+        &[base, programs.finish()?],
         &config,
     )
 }
@@ -142,7 +142,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 }
 
 /// Writes an image into the cache, under a name that its content determines.
-fn write(name: &str, layers: Vec<Layer>, config: &Config) -> Result<Image> {
+fn write(name: &str, layers: &[Layer], config: &Config) -> Result<Image> {
     let repository = format!("localhost/{name}");
     let tag = |digest: &str| {
         format!(
@@ -151,7 +151,7 @@ fn write(name: &str, layers: Vec<Layer>, config: &Config) -> Result<Image> {
             digest.get(..12).unwrap_or(digest)
         )
     };
-    let (digest, bytes) = archive::image(&layers, config, |digest| {
+    let (digest, bytes) = archive::image(layers, config, |digest| {
         format!("{repository}:{}", tag(digest))
     })?;
     let tag = tag(&digest);
@@ -200,7 +200,7 @@ fn executable(messages: &str) -> Option<PathBuf> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
         .filter_map(|artifact| artifact.executable)
-        .last()
+        .next_back()
 }
 
 /// musl where rustup has it, else glibc, which is static with crt-static too.

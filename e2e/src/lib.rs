@@ -8,6 +8,7 @@ pub mod cache;
 pub mod cluster;
 pub mod command;
 
+pub mod deploy;
 pub mod images;
 pub mod namespace;
 pub mod packages;

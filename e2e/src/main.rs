@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use sidewinder_e2e::cluster::{self, Cluster, node, supervisor};
+use sidewinder_e2e::deploy::{self, Destination};
 use sidewinder_e2e::{images, python, tools};
 
 /// The real cluster, the images, the tests and the benchmarks of Sidewinder.
@@ -21,6 +22,13 @@ enum Commands {
     /// A real one-node Kubernetes on this machine
     #[command(subcommand)]
     Cluster(ClusterCommands),
+    /// Build the images and install the chart with them, or upgrade it
+    Deploy {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        own: Own,
+    },
     /// Build the images as tars and print their paths and names
     Images,
     /// Print the root folder of a Python, made on first use
@@ -35,6 +43,24 @@ struct Dir {
     /// The cluster's folder; clusters in different folders run side by side
     #[arg(long)]
     dir: Option<PathBuf>,
+}
+
+/// A cluster of one's own in place of the embedded one.
+#[derive(clap::Args)]
+struct Own {
+    /// The kubeconfig of a cluster of your own, in place of the embedded one
+    #[arg(long, conflicts_with = "dir")]
+    kubeconfig: Option<PathBuf>,
+    /// What brings an image to its nodes, for sh: the tar is $1, the image's name $2. For kind: 'kind load image-archive "$1"'
+    #[arg(long, requires = "kubeconfig")]
+    load: Option<String>,
+}
+
+fn destination(dir: Dir, own: Own) -> Result<Destination> {
+    match own.kubeconfig {
+        Some(kubeconfig) => Destination::of(&kubeconfig, own.load),
+        None => Ok(Destination::Embedded(Cluster::running(&dir.path()?)?)),
+    }
 }
 
 impl Dir {
@@ -98,6 +124,15 @@ fn main() -> ExitCode {
 fn run(command: Commands) -> Result<ExitCode> {
     match command {
         Commands::Cluster(command) => return cluster(command),
+        Commands::Deploy { dir, own } => {
+            let destination = destination(dir, own)?;
+            let images = deploy::deploy(&destination)?;
+            eprintln!(
+                "{} is ready: export KUBECONFIG={}",
+                images.operator.name(),
+                destination.kubeconfig().display()
+            );
+        }
         Commands::Images => {
             let images = images::build()?;
             for image in [images.operator, images.sidecar] {

@@ -37,6 +37,7 @@ pub const CLUSTER: &[Need] = &[
 /// To make a Python's root folder.
 pub const PYTHON: &[Need] = &[
     need("mmdebstrap", "mmdebstrap"),
+    need("python3", "python3"),
     need(
         "/usr/share/keyrings/debian-archive-keyring.gpg",
         "debian-archive-keyring",
@@ -51,30 +52,14 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
     let list = packages.join(" ");
-    if !(nix::unistd::geteuid().is_root() && Path::new("/usr/bin/apt-get").exists()) {
+    if !may_install() {
         let files: Vec<&str> = missing.iter().map(|need| need.file).collect();
         bail!(
             "missing on this machine: {}. Install them (on Debian: apt-get install {list})",
             files.join(", ")
         );
     }
-    eprintln!("installing {list}");
-    let install = |packages: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(packages);
-        command::visible(&mut command, Duration::from_secs(600))
-    };
-    if install(&packages).is_err() {
-        // The usual reason on a fresh machine: there are no package lists yet.
-        command::visible(
-            Command::new("apt-get").arg("update"),
-            Duration::from_secs(300),
-        )?;
-        install(&packages)?;
-    }
+    install(&packages)?;
     let still = self::missing(needs, &search_path());
     if let Some(need) = still.first() {
         bail!(
@@ -82,6 +67,49 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
             need.file,
             need.package
         );
+    }
+    Ok(())
+}
+
+/// Sees to it that the machine's Python has pip.
+pub fn ensure_pip() -> Result<()> {
+    let works = || {
+        command::output(
+            Command::new("python3").args(["-m", "pip", "--version"]),
+            Duration::from_mins(1),
+        )
+    };
+    let Err(error) = works() else { return Ok(()) };
+    if !may_install() {
+        return Err(error.context(
+            "the machine's Python has no pip. Install it (on Debian: apt-get install python3-pip)",
+        ));
+    }
+    install(&["python3-pip"])?;
+    works().map(|_| ())
+}
+
+fn may_install() -> bool {
+    nix::unistd::geteuid().is_root() && Path::new("/usr/bin/apt-get").exists()
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    eprintln!("installing {}", packages.join(" "));
+    let install = || {
+        let mut command = Command::new("apt-get");
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(packages);
+        command::visible(&mut command, Duration::from_mins(10))
+    };
+    if install().is_err() {
+        // The usual reason on a fresh machine: there are no package lists yet.
+        command::visible(
+            Command::new("apt-get").arg("update"),
+            Duration::from_mins(5),
+        )?;
+        install()?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The binaries of the embedded cluster: built from pinned Go modules (`e2e/cluster/tools`), once, into the cache.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{cache, checkout, command, packages};
 
 /// Kubernetes alone takes five minutes on two cores.
-const BUILD_LIMIT: Duration = Duration::from_secs(3000);
+const BUILD_LIMIT: Duration = Duration::from_mins(50);
 
 /// One Go module below `e2e/cluster/tools`: its tools are built together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,7 @@ impl Module {
                     ("gitMajor", major),
                     ("gitMinor", minor),
                 ] {
-                    ldflags.push_str(&format!(" -X k8s.io/component-base/version.{name}={value}"));
+                    write!(ldflags, " -X k8s.io/component-base/version.{name}={value}")?;
                 }
             }
             Self::Runc => arguments.push("-tags=seccomp".to_owned()),

@@ -79,28 +79,6 @@ pub(crate) fn remove(id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The ids of the clusters that have groups on this machine.
-pub(crate) fn present() -> Result<Vec<String>> {
-    let mut ids = Vec::new();
-    for hierarchy in all()? {
-        for entry in std::fs::read_dir(&hierarchy)
-            .with_context(|| format!("cannot list {}", hierarchy.display()))?
-            .flatten()
-        {
-            if let Some(id) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.strip_prefix("sidewinder-"))
-            {
-                ids.push(id.to_owned());
-            }
-        }
-    }
-    ids.sort();
-    ids.dedup();
-    Ok(ids)
-}
-
 /// Groups are removed from the leaves up, with rmdir alone.
 fn remove_tree(group: &Path) -> std::io::Result<()> {
     let entries = match std::fs::read_dir(group) {

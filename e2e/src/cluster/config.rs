@@ -93,6 +93,8 @@ pub(crate) fn second() -> [Process; 3] {
         "--authorization-kubeconfig={INSIDE}/controller-manager.kubeconfig",
         "--leader-elect=false",
         "--use-service-account-credentials",
+        // It makes this folder.
+        "--flex-volume-plugin-dir={INSIDE}/kubelet/volume-plugins",
         "--root-ca-file={INSIDE}/pki/ca.crt",
         "--service-account-private-key-file={INSIDE}/pki/service-accounts.key",
         "--bind-address=127.0.0.1",

@@ -26,7 +26,7 @@ use crate::command;
 
 /// Everything starts in 6 to 8 s on two idle cores.
 const START_LIMIT: Duration = Duration::from_secs(110);
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_mins(1);
 
 /// What the supervisor says and hears, one line each.
 pub(crate) const HERE: &str = "here";
@@ -43,10 +43,7 @@ pub fn run(id: &str, dir: &Path, tools: &[PathBuf]) -> Result<()> {
     let outcome = live(id, dir, tools);
     if let Err(error) = &outcome {
         eprintln!("{error:#}");
-        say(&format!(
-            "{ERROR}{}",
-            format!("{error:#}").replace('\n', " ")
-        ));
+        say(&error_line(error));
     }
     end_all()?;
     cgroups::remove(id)?;
@@ -67,7 +64,13 @@ fn live(id: &str, dir: &Path, tools: &[PathBuf]) -> Result<()> {
     processes.watch(&stopping)
 }
 
-fn say(line: &str) {
+/// An error as the one line that says it.
+pub(crate) fn error_line(error: &anyhow::Error) -> String {
+    format!("{ERROR}{}", format!("{error:#}").replace('\n', " "))
+}
+
+/// Says a line; whoever listened may have ended.
+pub(crate) fn say(line: &str) {
     let mut output = std::io::stdout().lock();
     let _ = writeln!(output, "{line}").and_then(|()| output.flush());
 }

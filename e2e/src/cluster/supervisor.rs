@@ -42,7 +42,7 @@ pub fn run(dir: &Path, linked: bool) -> Result<()> {
 
     let outcome = enclose(dir, &id, linked, &signals);
     if let Err(error) = &outcome {
-        println!("{}{}", node::ERROR, format!("{error:#}").replace('\n', " "));
+        node::say(&node::error_line(error));
     }
     let cleaned = clean(&id, dir);
     drop(lock);
@@ -99,7 +99,7 @@ fn tie(inside: &mut Child, id: &str, link: network::Link) -> Result<()> {
             if line == node::HERE {
                 let _ = sender.send(());
             } else {
-                println!("{line}");
+                node::say(&line);
             }
         }
     });
