@@ -7,6 +7,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use sidewinder_crds::names::RESULT_SECRET_TYPE;
 use sidewinder_crds::{DebugSession, ResultRef, TargetStatus};
+use sidewinder_model::{Data, TargetOutcome};
 
 /// The structured answer of a target, in the shape that the sidecar's own commands print.
 ///
@@ -16,16 +17,24 @@ pub async fn data(client: &Client, session: &DebugSession, target: &TargetStatus
     if let Some(data) = &target.data {
         return Ok(data.clone());
     }
-    let whole = whole(
-        client,
-        session,
-        target
-            .result
+    let Some(result) = &target.result else {
+        let exec = target
+            .exec
             .as_ref()
-            .context("the target has neither data nor result")?,
-    )
-    .await?;
-    Ok(whole.get("data").cloned().unwrap_or(whole))
+            .context("the target has no data, no exec and no result")?;
+        return Ok(serde_json::to_value(exec)?);
+    };
+    let document = match whole(client, session, result)
+        .await?
+        .data
+        .context("the result has no data")?
+    {
+        Data::Processes(document) => serde_json::to_value(document),
+        Data::Stacks(document) => serde_json::to_value(document),
+        Data::Tasks(document) => serde_json::to_value(document),
+        Data::Exec(document) => serde_json::to_value(document),
+    };
+    document.context("cannot write the answer as JSON")
 }
 
 /// What a person reads of a target's answer, whole.
@@ -39,26 +48,23 @@ pub async fn text(
 ) -> Result<String> {
     match (&target.text, &target.result) {
         (Some(text), _) if !target.clipped.contains_key("text") => Ok(text.clone()),
-        (_, Some(result)) => {
-            let whole = whole(client, session, result).await?;
-            let text = whole
-                .get("text")
-                .and_then(Value::as_str)
-                .context("the result has no text")?;
-            Ok(text.to_owned())
-        }
+        (_, Some(result)) => Ok(whole(client, session, result).await?.text),
         (text, None) => text
             .clone()
             .context("the target has neither text nor result"),
     }
 }
 
-/// The document that a target's `result` refers to, checked against its size and digest.
+/// The outcome that a target's `result` refers to, checked against its size and digest.
 ///
 /// # Errors
 /// When a Secret is missing, of another type, mutable or not owned by the session, or the document is not what the
 /// status says.
-pub async fn whole(client: &Client, session: &DebugSession, result: &ResultRef) -> Result<Value> {
+pub async fn whole(
+    client: &Client,
+    session: &DebugSession,
+    result: &ResultRef,
+) -> Result<TargetOutcome> {
     let namespace = session
         .namespace()
         .context("the session has no namespace")?;
@@ -106,7 +112,7 @@ pub async fn whole(client: &Client, session: &DebugSession, result: &ResultRef) 
         "the result's digest is {digest}, the status says {}",
         result.sha256
     );
-    serde_json::from_slice(&bytes).context("the result is no JSON")
+    serde_json::from_slice(&bytes).context("the result is no outcome")
 }
 
 /// SHA-256 in hexadecimal digits.

@@ -21,6 +21,8 @@ use crate::{session_client, watch};
 
 /// How long the namespace's own service account may take to appear: a pod needs it.
 const SERVICE_ACCOUNT: Duration = Duration::from_secs(30);
+/// How long an ephemeral container may take to start and end.
+const EPHEMERAL: Duration = Duration::from_secs(60);
 /// How long a command in a container may take.
 const COMMAND: Duration = Duration::from_secs(20);
 /// How many of the last lines of each log are printed after a failure.
@@ -252,6 +254,42 @@ impl TestNamespace {
                 )
             })?
             .with_context(|| format!("{command:?} in {pod} failed"))
+    }
+
+    /// Everything that a container printed; of an ephemeral container, once it has ended.
+    ///
+    /// # Errors
+    /// When the ephemeral container has not ended within a minute, or did not succeed.
+    pub async fn printed_by(&self, pod: &str, container: &str) -> Result<String> {
+        let pods = self.pods();
+        let parameters = LogParams {
+            container: Some(container.to_owned()),
+            ..Default::default()
+        };
+        let exit_code = |pod: &Pod| {
+            let statuses = pod.status.as_ref()?.ephemeral_container_statuses.as_ref()?;
+            let status = statuses.iter().find(|status| status.name == container)?;
+            Some(status.state.as_ref()?.terminated.as_ref()?.exit_code)
+        };
+        if workload::ephemeral_containers(&pods.get(pod).await?)
+            .iter()
+            .any(|name| name == container)
+        {
+            let what = format!("the end of the ephemeral container {container}");
+            let ended =
+                watch::until_object(&pods, pod, EPHEMERAL, &what, |pod| exit_code(pod).is_some())
+                    .await?;
+            if exit_code(&ended) != Some(0) {
+                let log = pods
+                    .logs(pod, &parameters)
+                    .await
+                    .unwrap_or_else(|error| error.to_string());
+                anyhow::bail!("{container} ended with {:?}: {log}", exit_code(&ended));
+            }
+        }
+        pods.logs(pod, &parameters)
+            .await
+            .with_context(|| format!("cannot read the log of {pod}, container {container}"))
     }
 
     /// Everything there is to know about this namespace, as text.

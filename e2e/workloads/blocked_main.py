@@ -1,4 +1,4 @@
-"""The main thread waits for a lock that nobody will release; another thread ticks."""
+"""The main thread waits for a lock that nobody releases; another thread ticks."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ def tick():
 
 
 def wait_for_gate():
-    gate.acquire()
+    gate.acquire()  # waits for ever
 
 
 if __name__ == "__main__":
@@ -23,3 +23,5 @@ if __name__ == "__main__":
     print("ready", flush=True)
     threading.Thread(target=tick, name="tick", daemon=True).start()
     wait_for_gate()
+    print("the gate is open", flush=True)
+    threading.Event().wait()

@@ -21,34 +21,69 @@ fn ended(session: &DebugSession, complete: bool, reason: Reason) -> Result<&Debu
     let status = session_client::status_of(session)?;
     let end = session_client::end_of(session)?;
     if end != (complete, reason) {
-        bail!("wanted Complete={complete} for {reason:?}, got {end:?}:\n{}", serde_yaml::to_string(status)?);
+        bail!(
+            "wanted Complete={complete} for {reason:?}, got {end:?}:\n{}",
+            serde_yaml::to_string(status)?
+        );
     }
     let phase = match (complete, reason) {
         (true, _) => Phase::Succeeded,
         (false, Reason::Cancelled) => Phase::Cancelled,
         (false, _) => Phase::Failed,
     };
-    ensure!(status.phase == Some(phase), "the phase is {:?}, not {phase:?}", status.phase);
-    ensure!(status.reason.as_deref() == Some(reason.as_str()), "status.reason is {:?}", status.reason);
-    ensure!(status.completion_time.is_some(), "a session that has ended has no completionTime");
-    let summary = status.summary.as_deref().context("a session that has ended has no summary")?;
+    ensure!(
+        status.phase == Some(phase),
+        "the phase is {:?}, not {phase:?}",
+        status.phase
+    );
+    ensure!(
+        status.reason.as_deref() == Some(reason.as_str()),
+        "status.reason is {:?}",
+        status.reason
+    );
+    ensure!(
+        status.completion_time.is_some(),
+        "a session that has ended has no completionTime"
+    );
+    let summary = status
+        .summary
+        .as_deref()
+        .context("a session that has ended has no summary")?;
     let length = summary.chars().count();
-    ensure!((1..=MAX_SUMMARY_CHARS).contains(&length) && !summary.contains('\n'), "the summary is {summary:?}");
+    ensure!(
+        (1..=MAX_SUMMARY_CHARS).contains(&length) && !summary.contains('\n'),
+        "the summary is {summary:?}"
+    );
     Ok(status)
 }
 
 /// The message of the condition Failed.
 pub fn message(status: &DebugSessionStatus) -> Result<&str> {
-    let failed = conditions::find(&status.conditions, conditions::FAILED).context("there is no condition Failed")?;
+    let failed = conditions::find(&status.conditions, conditions::FAILED)
+        .context("there is no condition Failed")?;
     Ok(&failed.message)
 }
 
 /// Checks a condition's status and that its reason is one of these.
-pub fn condition(status: &DebugSessionStatus, name: &str, value: &str, reasons: &[Reason]) -> Result<()> {
+pub fn condition(
+    status: &DebugSessionStatus,
+    name: &str,
+    value: &str,
+    reasons: &[Reason],
+) -> Result<()> {
     let found = conditions::find(&status.conditions, name)
         .with_context(|| format!("there is no condition {name}: {:?}", status.conditions))?;
-    ensure!(found.status == value, "{name} is {}: {}", found.status, found.message);
-    ensure!(reasons.iter().any(|reason| reason.as_str() == found.reason), "{name} has the reason {}", found.reason);
+    ensure!(
+        found.status == value,
+        "{name} is {}: {}",
+        found.status,
+        found.message
+    );
+    ensure!(
+        reasons.iter().any(|reason| reason.as_str() == found.reason),
+        "{name} has the reason {}",
+        found.reason
+    );
     Ok(())
 }
 
@@ -67,30 +102,53 @@ pub async fn data<T: DeserializeOwned>(
     target: &TargetStatus,
 ) -> Result<T> {
     let data = answer::data(&namespace.client, session, target).await?;
-    serde_json::from_value(data.clone()).with_context(|| format!("the answer has another shape: {data}"))
+    serde_json::from_value(data.clone())
+        .with_context(|| format!("the answer has another shape: {data}"))
 }
 
 /// The task of this name.
 pub fn task<'a>(tasks: &'a Tasks, name: &str) -> Result<&'a Task> {
-    tasks.tasks.iter().find(|task| task.name == name).with_context(|| format!("there is no task {name}"))
+    tasks
+        .tasks
+        .iter()
+        .find(|task| task.name == name)
+        .with_context(|| format!("there is no task {name}"))
 }
 
 /// The thread of this name.
 pub fn thread<'a>(stacks: &'a Stacks, name: &str) -> Result<&'a Thread> {
-    let mut threads = stacks.interpreters.iter().flat_map(|interpreter| &interpreter.threads);
+    let mut threads = stacks
+        .interpreters
+        .iter()
+        .flat_map(|interpreter| &interpreter.threads);
     let names: Vec<&str> = threads.clone().map(|thread| thread.name.as_str()).collect();
-    threads.find(|thread| thread.name == name).with_context(|| format!("there is no thread {name} among {names:?}"))
+    threads
+        .find(|thread| thread.name == name)
+        .with_context(|| format!("there is no thread {name} among {names:?}"))
 }
 
 /// Checks that a stack has a frame of this function in a file of this name, at this line if one is given.
-pub fn frame(frames: &[Frame], function: &str, file: &str, line: impl Into<Option<i64>>) -> Result<()> {
+pub fn frame(
+    frames: &[Frame],
+    function: &str,
+    file: &str,
+    line: impl Into<Option<i64>>,
+) -> Result<()> {
     let line = line.into();
     let found = frames
         .iter()
         .find(|frame| frame.function == function)
         .with_context(|| format!("no frame is of {function}: {frames:#?}"))?;
-    ensure!(found.file.rsplit('/').next() == Some(file), "{function} is in {}, not in {file}", found.file);
+    ensure!(
+        found.file.rsplit('/').next() == Some(file),
+        "{function} is in {}, not in {file}",
+        found.file
+    );
     ensure!(found.line.is_some(), "{function} has no line");
-    ensure!(line.is_none() || found.line == line, "{function} is at line {:?}, not at {line:?}", found.line);
+    ensure!(
+        line.is_none() || found.line == line,
+        "{function} is at line {:?}, not at {line:?}",
+        found.line
+    );
     Ok(())
 }

@@ -1,0 +1,14 @@
+//! Debug sessions on a real cluster: what each answers, what it leaves as it was, and how it ends when something is wrong.
+//!
+//! `KUBECONFIG` names a cluster with the chart installed, as `cargo e2e test` sets it. Without it a cluster of its own is started,
+//! which ends with the tests. Each test has a namespace for itself.
+
+mod actions;
+mod confinement;
+mod expect;
+mod interruptions;
+mod outages;
+mod refusals;
+mod schema;
+mod stage;
+mod table;
