@@ -1,6 +1,6 @@
 //! Coroutines, generators and async generators, and the chain in which they await each other.
 
-use std::collections::HashSet;
+use std::fmt::Display;
 
 use sidewinder_model::{Frame, Locals};
 
@@ -51,19 +51,20 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     }
 
     /// Follows the awaits from a task's coroutine inwards.
-    pub(crate) fn chain(&self, whose: &str, coroutine: Addr) -> Chain {
+    pub(crate) fn chain(&self, whose: impl Display + Copy, coroutine: Addr) -> Chain {
         let mut chain = Chain {
             frames: Vec::new(),
             state: None,
             executing: None,
         };
-        let mut seen = HashSet::new();
+        let mut seen = Vec::new();
         let mut next = Some(coroutine);
         while let Some(at) = next {
-            if !seen.insert(at) {
+            if seen.contains(&at) {
                 self.problem(format_args!("{whose}: its coroutines form a circle"));
                 break;
             }
+            seen.push(at);
             if seen.len() > self.limits.coroutines {
                 self.problem(format_args!(
                     "{whose}: more than {} coroutines",

@@ -5,15 +5,20 @@
 
 use std::io::{Read, Seek};
 
-use object::elf;
-use object::read::ReadCache;
-use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use object::elf::{self, FileHeader64};
+use object::read::elf::{
+    ElfFile64, FileHeader as _, GnuHashTable, ProgramHeader as _, Sym as _, SymbolTable,
+    VersionTable,
+};
+use object::read::{ReadCache, ReadRef};
+use object::{LittleEndian, Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::os::Mapping;
 
 /// No file has more loaded segments than that; the rest is ignored.
 const MAX_SEGMENTS: usize = 64;
+/// No library has more dynamic symbols than that; the rest is ignored.
+const MAX_SYMBOLS: usize = 1 << 20;
 
 /// Opens the files behind a target's mappings.
 ///
@@ -76,8 +81,7 @@ impl ElfFacts {
     /// [`ElfError`] when the file is no 64-bit little-endian ELF file or cannot be read.
     pub fn read(file: impl Read + Seek) -> Result<Self, ElfError> {
         let cache = ReadCache::new(file);
-        let file: ElfFile64<'_, object::LittleEndian, _> =
-            ElfFile64::parse(&cache).map_err(ElfError)?;
+        let file: ElfFile64<'_, LittleEndian, _> = ElfFile64::parse(&cache).map_err(ElfError)?;
         let endian = file.endian();
         let segments = file
             .elf_header()
@@ -99,19 +103,11 @@ impl ElfFacts {
             asyncio: section(".AsyncioDebug"),
             version: None,
         };
-        // Dynamic symbols only matter where there is a runtime, and libraries can have a great many.
-        for symbol in file.dynamic_symbols() {
-            if symbol.is_undefined() {
-                continue;
-            }
-            match symbol.name_bytes() {
-                Ok(b"_PyRuntime") if facts.runtime.is_none() => {
-                    facts.runtime = Some(symbol.address())
-                }
-                Ok(b"Py_Version") => facts.version = Some(symbol.address()),
-                _ => {}
-            }
+        let symbols = Symbols::of(&file)?;
+        if facts.runtime.is_none() {
+            facts.runtime = symbols.find(b"_PyRuntime");
         }
+        facts.version = symbols.find(b"Py_Version");
         Ok(facts)
     }
 
@@ -131,5 +127,44 @@ impl ElfFacts {
                 .wrapping_sub(segment.address)
                 .wrapping_add(segment.offset),
         )
+    }
+}
+
+/// The dynamic symbols of a file, looked up by its hash table where it has one: there can be a great many.
+struct Symbols<'data, 'file, R: ReadRef<'data>> {
+    file: &'file ElfFile64<'data, LittleEndian, R>,
+    table: SymbolTable<'data, FileHeader64<LittleEndian>, R>,
+    hash: Option<GnuHashTable<'data, FileHeader64<LittleEndian>>>,
+}
+
+impl<'data, 'file, R: ReadRef<'data>> Symbols<'data, 'file, R> {
+    fn of(file: &'file ElfFile64<'data, LittleEndian, R>) -> Result<Self, ElfError> {
+        let sections = file.elf_section_table();
+        let table = sections
+            .symbols(LittleEndian, file.data(), elf::SHT_DYNSYM)
+            .map_err(ElfError)?;
+        // A damaged hash table is no reason to give up: the symbols can be read one by one.
+        let hash = sections
+            .gnu_hash(LittleEndian, file.data())
+            .ok()
+            .flatten()
+            .map(|(hash, _)| hash);
+        Ok(Self { file, table, hash })
+    }
+
+    /// The link-time address of a symbol that the file defines.
+    fn find(&self, name: &[u8]) -> Option<u64> {
+        if let Some(hash) = &self.hash {
+            let versions = VersionTable::default();
+            let wanted = elf::gnu_hash(name);
+            let (_, symbol) =
+                hash.find(LittleEndian, name, wanted, None, &self.table, &versions)?;
+            return (!symbol.is_undefined(LittleEndian)).then(|| symbol.st_value(LittleEndian));
+        }
+        self.file
+            .dynamic_symbols()
+            .take(MAX_SYMBOLS)
+            .find(|symbol| !symbol.is_undefined() && symbol.name_bytes() == Ok(name))
+            .map(|symbol| symbol.address())
     }
 }

@@ -1,6 +1,7 @@
 //! Frames: of a thread, and of a suspended coroutine.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 
 use sidewinder_model::{Frame, Locals};
 
@@ -12,7 +13,7 @@ use crate::offsets::{Field as F, Offsets};
 /// Python, have 3 (and 4, which 3.14 defines and never uses).
 const OWNED_BY_INTERPRETER: u8 = 3;
 /// No version's frame structure is larger.
-const MAX_FRAME: usize = 1024;
+const MAX_FRAME: usize = 256;
 
 /// A frame's own words.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +38,12 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     pub(crate) fn raw_frame(&self, address: Addr) -> Result<RawFrame, Fault> {
         let size =
             usize::try_from(self.offsets().get(F::interpreter_frame_size)).unwrap_or(usize::MAX);
-        if size > MAX_FRAME {
-            return Err(Fault::Invalid("frames of impossible size"));
-        }
-        let bytes = self.bytes(address, size)?;
-        let word = |field| word_in(&bytes, self.offsets(), field).map(Addr);
+        let mut buffer = [0; MAX_FRAME];
+        let bytes = buffer
+            .get_mut(..size)
+            .ok_or(Fault::Invalid("frames of impossible size"))?;
+        self.read(address, bytes)?;
+        let word = |field| word_in(bytes, self.offsets(), field).map(Addr);
         let truncated = || Fault::Invalid("frame offsets outside the frame");
         let owner = usize::try_from(self.offsets().get(F::interpreter_frame_owner)).ok();
         Ok(RawFrame {
@@ -83,7 +85,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// `until`, where one is given; the flag says whether it was met.
     pub(crate) fn frames(
         &self,
-        whose: &str,
+        whose: impl Display + Copy,
         first: Addr,
         until: Option<Addr>,
         locals: Locals,

@@ -65,16 +65,12 @@ pub(crate) fn is_secret(name: &str) -> bool {
 impl<M: Memory + ?Sized> Decoder<'_, M> {
     pub(crate) fn locals(&self, frame: &RawFrame, code: &Code, wanted: Locals) -> Vec<Local> {
         let mut locals = Vec::new();
-        let variables = match code.variables.get() {
-            Some(variables) => variables,
-            None => {
-                let read = self.variables(code).unwrap_or_else(|fault| {
-                    self.problem(format_args!("variables of {}: {fault}", code.function));
-                    Vec::new()
-                });
-                code.variables.get_or_init(|| read)
-            }
-        };
+        let variables = code.variables.get_or_init(|| {
+            self.variables(code).unwrap_or_else(|fault| {
+                self.problem(format_args!("variables of {}: {fault}", code.function));
+                Vec::new()
+            })
+        });
         let values = self.member(frame.address, F::interpreter_frame_localsplus);
         for (n, variable) in variables.iter().enumerate() {
             let at = values.plus(u64::try_from(n).unwrap_or(u64::MAX).saturating_mul(8));

@@ -10,6 +10,7 @@ pub use recorder::Recorder;
 
 /// The unit in which memory is recorded and cached, in bytes. A target's real page may be larger, never smaller.
 pub(crate) const PAGE: usize = 4096;
+const PAGE_U64: u64 = 4096;
 
 /// An address in the target, never a pointer here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +27,11 @@ impl Addr {
     #[must_use]
     pub const fn minus(self, bytes: u64) -> Self {
         Self(self.0.saturating_sub(bytes))
+    }
+
+    /// How far into its page it lies, in bytes.
+    pub(crate) const fn page_offset(self) -> u64 {
+        self.0 % PAGE_U64
     }
 
     /// Whether it is the null pointer.

@@ -126,7 +126,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         while bytes.len() < max {
             // Up to the end of the page, behind which nothing may be mapped.
             let page = PAGE as u64;
-            let rest = page.saturating_sub(at.0 % page).min(64);
+            let rest = page.saturating_sub(at.page_offset()).min(64);
             let len = usize::try_from(rest).unwrap_or(1).max(1);
             let piece = self.bytes(at, len)?;
             if let Some(end) = piece.iter().position(|b| *b == 0) {

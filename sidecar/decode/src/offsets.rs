@@ -589,8 +589,8 @@ pub(crate) mod tests {
 
     /// The words of a live 3.14.8, GIL build, x86-64.
     pub(crate) const WORDS_3_14_8: [u64; 95] = [
-        0x7967707562656478,
-        0x30e08f0,
+        u64::from_le_bytes(COOKIE),
+        0x030e_08f0,
         0x0,
         0x4d4c8,
         0x310,
@@ -687,8 +687,8 @@ pub(crate) mod tests {
     ];
     /// The words of a live 3.15.2, GIL build, x86-64.
     const WORDS_3_15_2: [u64; 111] = [
-        0x7967707562656478,
-        0x30f02f0,
+        u64::from_le_bytes(COOKIE),
+        0x030f_02f0,
         0x0,
         0x549c0,
         0x390,

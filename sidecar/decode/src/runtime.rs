@@ -394,17 +394,18 @@ fn choose<M: Memory + ?Sized>(
     let mut found: Option<Runtime> = None;
     for candidate in candidates {
         match believe(memory, candidate) {
-            Ok(mut runtime) => match &mut found {
-                Some(first) => first.problems.push(format!(
-                    "the process runs a second Python, {} at {}, which is not shown",
-                    runtime.version(),
-                    runtime.address
-                )),
-                None => {
+            Ok(mut runtime) => {
+                if let Some(first) = &mut found {
+                    first.problems.push(format!(
+                        "the process runs a second Python, {} at {}, which is not shown",
+                        runtime.version(),
+                        runtime.address
+                    ));
+                } else {
                     runtime.find_asyncio(memory, mappings, places, candidate, limits);
                     found = Some(runtime);
                 }
-            },
+            }
             // An unsupported one matters more than one that was never started.
             Err(error @ LocateError::NoInterpreter { .. }) => failure = failure.or(Some(error)),
             Err(error) => failure = Some(error),

@@ -1,6 +1,6 @@
 //! asyncio's tasks: the document of `tasks`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sidewinder_model::{Locals, Loop, Task, TaskState, Tasks, WaitingFor};
 
@@ -216,8 +216,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             .collect();
         let mut tasks = Vec::with_capacity(found.len());
         let mut waits_for: Vec<Vec<usize>> = vec![Vec::new(); found.len()];
-        let mut known_loops: HashMap<String, ()> =
-            self.loops.iter().map(|l| (l.id.clone(), ())).collect();
+        let mut known_loops: HashSet<String> = self.loops.iter().map(|l| l.id.clone()).collect();
         for (n, found) in found.iter().enumerate() {
             let id = found.address.to_string();
             let mut task = Task {
@@ -235,7 +234,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
                     self.fill(&mut task, found, &raw, thread, &mut edges);
                     if !raw.loop_object.is_null() {
                         let id = raw.loop_object.to_string();
-                        if known_loops.insert(id.clone(), ()).is_none() {
+                        if known_loops.insert(id.clone()) {
                             self.loops.push(Loop {
                                 id: id.clone(),
                                 tid: None,
@@ -289,15 +288,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         if !decoder.is_future(task)? {
             return Err(Fault::Invalid(NOT_A_TASK));
         }
-        // The object ends somewhere behind its last known member; one read for all of them.
-        let size = usize::try_from(self.offsets.task_size).unwrap_or(0);
-        let bytes = decoder.bytes(task, size)?;
-        let word = |at: u64| {
-            let at = usize::try_from(at).ok()?;
-            let word = bytes.get(at..at.checked_add(8)?)?;
-            Some(Addr(u64::from_le_bytes(word.try_into().ok()?)))
-        };
-        let word = |at| word(at).ok_or(Fault::Invalid("task offsets outside the task"));
+        let word = |at| decoder.pointer(task.plus(at));
         Ok(RawTask {
             loop_object: word(decoder.offsets().get(F::pyobject_size))?,
             coroutine: word(self.offsets.task_coro)?,
@@ -323,12 +314,16 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             ));
             String::new()
         });
-        let whose = format!("task {} ({})", found.address, task.name);
-        let mut chain = decoder.chain(&whose, raw.coroutine);
+        // Text only where there is a problem: there may be a million tasks.
+        let whose = Whose {
+            address: found.address,
+            name: &task.name,
+        };
+        let mut chain = decoder.chain(whose, raw.coroutine);
         if let Some(frame) = chain.executing
             && let Some(innermost) = thread
         {
-            let (beneath, met) = decoder.frames(&whose, innermost, Some(frame), Locals::None);
+            let (beneath, met) = decoder.frames(whose, innermost, Some(frame), Locals::None);
             if met {
                 chain.frames.extend(beneath);
             } else {
@@ -468,10 +463,20 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             .iter()
             .filter(|word| self.is_done(Addr(u64::from_le_bytes(**word))))
             .count();
-        Some(format!(
-            "{count} children, {} pending",
-            count.saturating_sub(done)
-        ))
+        Some(format!("{} of {count} pending", count.saturating_sub(done)))
+    }
+}
+
+/// A task as problems name it.
+#[derive(Clone, Copy)]
+struct Whose<'a> {
+    address: Addr,
+    name: &'a str,
+}
+
+impl std::fmt::Display for Whose<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "task {} ({})", self.address, self.name)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Text out of a target's bytes: always valid, always bounded.
 
+use std::fmt::Write as _;
+
 /// At most `max` bytes of the text, cut between characters, with an ellipsis where something was left out.
 pub(crate) fn clip(text: &str, max: usize) -> String {
     const ELLIPSIS: char = '…';
@@ -59,7 +61,7 @@ pub(crate) fn decimal(digits: &[u32], negative: bool) -> Option<String> {
     let mut groups = groups.iter().rev();
     text.push_str(&groups.next()?.to_string());
     for group in groups {
-        text.push_str(&format!("{group:09}"));
+        let _ = write!(text, "{group:09}");
     }
     Some(text)
 }
@@ -99,7 +101,7 @@ pub(crate) fn quoted(text: &str) -> String {
             '\n' => quoted.push_str("\\n"),
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
-            c if c.is_control() => quoted.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if c.is_control() => drop(write!(quoted, "\\x{:02x}", u32::from(c))),
             c => quoted.push(c),
         }
     }
@@ -118,7 +120,7 @@ pub(crate) fn quoted_bytes(bytes: &[u8]) -> String {
             b'\r' => quoted.push_str("\\r"),
             b'\t' => quoted.push_str("\\t"),
             b' '..=b'~' => quoted.push(char::from(*b)),
-            b => quoted.push_str(&format!("\\x{b:02x}")),
+            b => drop(write!(quoted, "\\x{b:02x}")),
         }
     }
     quoted.push('\'');
@@ -150,7 +152,7 @@ mod tests {
         assert_eq!(decimal(&[5], true).unwrap(), "-5");
         // 10**30 and 2**96 in digits of 30 bits, as CPython stores them.
         assert_eq!(
-            decimal(&[0x0000_0000 + 0, 0, 0, 64], false).unwrap(),
+            decimal(&[0, 0, 0, 64], false).unwrap(),
             (64_u128 << 90).to_string()
         );
         let mut n: u128 = 10_u128.pow(30);

@@ -175,7 +175,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         // New threads are put at the head.
         found.reverse();
         let main = pointer(F::interpreter_state_threads_main).unwrap_or(Addr(0));
-        if let Some(at) = self.main_index(&found, main, interpreter.id, os_threads) {
+        if let Some(at) = Self::main_index(&found, main, interpreter.id, os_threads) {
             if let Some(thread) = found.get_mut(at) {
                 thread.main = true;
             }
@@ -189,7 +189,6 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// Which thread is the main one. Once the main script has ended, `threads_main` is null although the main thread
     /// waits for the others; then it is the one whose kernel id is the process's.
     fn main_index(
-        &self,
         threads: &[PyThread],
         main: Addr,
         interpreter: i64,

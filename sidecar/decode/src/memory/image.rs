@@ -221,7 +221,7 @@ impl Memory for Image {
         let mut at = at;
         let mut rest = buf;
         while !rest.is_empty() {
-            let skip = at.0 % PAGE as u64;
+            let skip = at.page_offset();
             let page = self
                 .pages
                 .get(&at.0.saturating_sub(skip))
