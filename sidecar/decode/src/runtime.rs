@@ -514,3 +514,6 @@ impl Runtime {
             .any(|place| place.facts.runtime.is_some() && place.path == self.path)
     }
 }
+
+#[cfg(test)]
+mod tests;
