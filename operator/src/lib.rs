@@ -17,3 +17,6 @@ pub mod metrics;
 pub mod relay;
 pub mod session;
 pub mod telemetry;
+
+#[cfg(test)]
+mod testing;

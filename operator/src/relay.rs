@@ -405,6 +405,8 @@ async fn send_all(
 ) {
     while let Some(frame) = inbox.recv().await {
         if let Err(error) = frame::write(&mut stdin, &frame).await {
+            // What can still be read says more: an answer that was on its way, or the relay's last words.
+            let _ = tokio::time::timeout(STDERR_LIMIT * 2, shared.closed.cancelled()).await;
             shared.close(RelayError::Ended(format!(": {}", describe(&error))));
             return;
         }

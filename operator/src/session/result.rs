@@ -83,7 +83,7 @@ pub fn finish(
         }
         targets.push(entry);
     }
-    let (reason, message) = verdict(end, outcomes);
+    let (reason, message) = verdict(end, outcomes, &targets);
     // All failed, for different reasons, is `PartiallyFailed` too, and not complete.
     let complete = if outcomes.is_empty() {
         reason.is_complete()
@@ -301,16 +301,16 @@ fn phase(reason: Reason, complete: bool) -> Phase {
 }
 
 /// Why the session ended, of all its targets.
-fn verdict(end: &End, outcomes: &[TargetOutcome]) -> (Reason, String) {
+fn verdict(end: &End, outcomes: &[TargetOutcome], entries: &[TargetStatus]) -> (Reason, String) {
     let Some(first) = outcomes.first() else {
         return (end.reason, one_line(&end.message, MESSAGE_CHARS));
     };
+    // Of the entry, from which everything is left out that is not for the status.
     let sentence = |target: &TargetOutcome| {
-        if target.message.is_empty() {
-            target.reason.sentence().to_owned()
-        } else {
-            target.message.clone()
-        }
+        entries
+            .first()
+            .and_then(|entry| entry.message.clone())
+            .unwrap_or_else(|| target.reason.sentence().to_owned())
     };
     let done = outcomes
         .iter()

@@ -1,1 +1,444 @@
-//! Tests.
+//! What stands in a status, what is kept from it, and that it always fits.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use sidewinder_model::{
+    Frame, Interpreter, Local, Outcome, ProcessList, ScriptException as Exception, Stacks, Thread,
+};
+
+use super::*;
+use crate::session::result::spill::{Document, PART_BYTES, hex};
+use crate::testing::session;
+
+fn at() -> Timestamp {
+    "2026-01-01T00:00:10.5Z".parse().unwrap()
+}
+
+fn known() -> TargetStatus {
+    TargetStatus {
+        pod_name: "web-0".into(),
+        pod_uid: Some("pod-uid-1".into()),
+        container: Some("app".into()),
+        sidecar: Some("sidewinder-app-1".into()),
+        agent: Some("instance-1".into()),
+        phase: Some(Phase::Running),
+        ..TargetStatus::default()
+    }
+}
+
+fn target(reason: Reason) -> TargetOutcome {
+    TargetOutcome {
+        pid: Some(7),
+        summary: format!("it ended: {reason}"),
+        ..TargetOutcome::failed(reason, "")
+    }
+}
+
+fn ended(spec: Value, targets: Vec<TargetOutcome>, sensitive: Sensitive) -> Finished {
+    let end = End {
+        reason: Reason::InternalError,
+        message: String::new(),
+        outcome: Some(Outcome {
+            id: "5e55-1".into(),
+            instance: "instance-1".into(),
+            targets,
+        }),
+        maybe_armed: false,
+    };
+    finish(
+        &session(spec),
+        &end,
+        &known(),
+        "",
+        sensitive,
+        Duration::from_millis(42),
+        at(),
+    )
+}
+
+fn stacks() -> Value {
+    json!({"stacks": {}})
+}
+
+fn exec() -> Value {
+    json!({"remoteExec": {"script": "print(1)"}})
+}
+
+fn ran(stdout: &str) -> TargetOutcome {
+    TargetOutcome {
+        text: stdout.into(),
+        disarmed: Some(true),
+        data: Some(Data::Exec(Box::new(ExecOutcome {
+            stdout: stdout.into(),
+            value: Some("'secret value'".into()),
+            value_json: Some("\"secret value\"".into()),
+            duration_milliseconds: 12,
+            disarmed: true,
+            ..ExecOutcome::default()
+        }))),
+        ..target(Reason::Succeeded)
+    }
+}
+
+fn condition<'a>(finished: &'a Finished, name: &str) -> (&'a str, &'a str) {
+    let found = conditions::find(&finished.status.conditions, name)
+        .unwrap_or_else(|| panic!("no condition {name}"));
+    (found.status.as_str(), found.reason.as_str())
+}
+
+#[test]
+fn a_read_only_answer_stands_in_the_status() {
+    let mut answer = target(Reason::Succeeded);
+    answer.text = "Thread 7".into();
+    answer.data = Some(Data::Processes(ProcessList::default()));
+    answer.paused_microseconds = 800;
+    let finished = ended(stacks(), vec![answer], Sensitive::Secret);
+    let status = &finished.status;
+    assert!(finished.documents.is_empty());
+    assert_eq!(condition(&finished, "Accepted"), ("True", "Accepted"));
+    assert_eq!(condition(&finished, "Attached"), ("True", "Attached"));
+    assert_eq!(condition(&finished, "ResultStored"), ("True", "Inline"));
+    assert_eq!(condition(&finished, "Complete"), ("True", "Succeeded"));
+    assert_eq!(condition(&finished, "Failed"), ("False", "Succeeded"));
+    assert!(conditions::find(&status.conditions, "Disarmed").is_none());
+    assert_eq!(status.phase, Some(Phase::Succeeded));
+    assert_eq!(status.pods.as_deref(), Some("1/1"));
+    assert_eq!(status.duration.as_deref(), Some("42ms"));
+    assert_eq!(status.observed_generation, Some(1));
+    assert_eq!(status.summary.as_deref(), Some("it ended: Succeeded"));
+    let [target] = status.targets.as_slice() else {
+        panic!("{:?}", status.targets)
+    };
+    assert_eq!(target.text.as_deref(), Some("Thread 7"));
+    assert_eq!(target.data, Some(json!({"processes": [], "problems": []})));
+    assert_eq!(target.paused_microseconds, Some(800));
+    assert_eq!(target.sidecar.as_deref(), Some("sidewinder-app-1"));
+    assert_eq!(target.disarmed, None);
+}
+
+#[test]
+fn what_a_script_said_is_nowhere_but_in_the_secret() {
+    let finished = ended(exec(), vec![ran("secret line\n")], Sensitive::Secret);
+    let text = serde_json::to_string(&finished.status).unwrap();
+    assert!(
+        !text.contains("secret line") && !text.contains("secret value"),
+        "{text}"
+    );
+    let target = &finished.status.targets[0];
+    assert_eq!(target.clipped["exec.stdout"], 12);
+    assert_eq!(target.clipped["exec.value"], 14);
+    assert_eq!(condition(&finished, "ResultStored"), ("True", "Stored"));
+    assert_eq!(condition(&finished, "Disarmed"), ("True", "Disarmed"));
+    let [(0, document)] = finished.documents.as_slice() else {
+        panic!("{:?}", finished.documents)
+    };
+    let whole: TargetOutcome = serde_json::from_slice(&document.json).unwrap();
+    assert_eq!(whole, ran("secret line\n"));
+    assert!(!finished.status.summary.unwrap().is_empty());
+}
+
+#[test]
+fn an_exceptions_words_are_kept_back_and_its_type_is_not() {
+    let mut raised = ran("");
+    raised.reason = Reason::ScriptError;
+    raised.message = "ValueError: secret line".into();
+    if let Some(Data::Exec(exec)) = &mut raised.data {
+        exec.exception = Some(Exception {
+            type_name: "ValueError".into(),
+            message: "secret line".into(),
+            traceback: "… secret line".into(),
+        });
+    }
+    let finished = ended(exec(), vec![raised], Sensitive::Secret);
+    let text = serde_json::to_string(&finished.status).unwrap();
+    assert!(!text.contains("secret line"), "{text}");
+    assert!(finished.status.summary.unwrap().contains("ValueError"));
+    assert!(finished.complete);
+}
+
+#[test]
+fn with_the_setting_output_stands_in_the_status() {
+    let finished = ended(exec(), vec![ran("a line\n")], Sensitive::Status);
+    let target = &finished.status.targets[0];
+    let exec = target.exec.as_ref().unwrap();
+    assert_eq!(exec.stdout.as_deref(), Some("a line\n"));
+    assert_eq!(exec.value.as_deref(), Some("'secret value'"));
+    assert!(finished.documents.is_empty());
+    assert!(target.clipped.is_empty());
+}
+
+#[test]
+fn values_of_locals_are_left_out_and_their_names_are_not() {
+    let mut answer = target(Reason::Succeeded);
+    answer.text = "x = 'secret line'".into();
+    answer.data = Some(Data::Stacks(Stacks {
+        interpreters: vec![Interpreter {
+            threads: vec![Thread {
+                frames: vec![Frame {
+                    locals: Some(vec![Local {
+                        name: "password".into(),
+                        type_name: "str".into(),
+                        value: Some("secret line".into()),
+                    }]),
+                    ..Frame::default()
+                }],
+                ..Thread::default()
+            }],
+            ..Interpreter::default()
+        }],
+        ..Stacks::default()
+    }));
+    let spec = json!({"stacks": {"locals": "Values"}});
+    let finished = ended(spec.clone(), vec![answer.clone()], Sensitive::Secret);
+    let text = serde_json::to_string(&finished.status).unwrap();
+    assert!(
+        text.contains("password") && !text.contains("secret line"),
+        "{text}"
+    );
+    assert_eq!(finished.documents.len(), 1);
+    assert_eq!(condition(&finished, "Disarmed"), ("True", "NotArmed"));
+    let finished = ended(spec, vec![answer], Sensitive::Status);
+    assert!(
+        serde_json::to_string(&finished.status)
+            .unwrap()
+            .contains("secret line")
+    );
+    assert!(finished.documents.is_empty());
+}
+
+#[test]
+fn several_processes_share_one_verdict() {
+    use Reason::{
+        NoPythonProcess, PartiallyFailed, ScriptError, Succeeded, TargetBlocked, TargetExited,
+    };
+    for (reasons, reason, complete) in [
+        (vec![Succeeded, Succeeded], Succeeded, true),
+        (vec![Succeeded, ScriptError], ScriptError, true),
+        (vec![Succeeded, TargetExited], PartiallyFailed, true),
+        (vec![TargetBlocked, TargetBlocked], TargetBlocked, false),
+        (vec![TargetBlocked, TargetExited], PartiallyFailed, false),
+        (vec![NoPythonProcess], NoPythonProcess, false),
+    ] {
+        let targets = reasons.iter().map(|reason| target(*reason)).collect();
+        let finished = ended(stacks(), targets, Sensitive::Secret);
+        assert_eq!(
+            (finished.reason, finished.complete),
+            (reason, complete),
+            "{reasons:?}"
+        );
+        let (yes, no) = if complete {
+            ("Complete", "Failed")
+        } else {
+            ("Failed", "Complete")
+        };
+        assert_eq!(condition(&finished, yes), ("True", reason.as_str()));
+        assert_eq!(condition(&finished, no), ("False", reason.as_str()));
+        let phase = if complete {
+            Phase::Succeeded
+        } else {
+            Phase::Failed
+        };
+        assert_eq!(finished.status.phase, Some(phase));
+    }
+}
+
+#[test]
+fn a_session_that_never_got_in_says_why() {
+    for (reason, accepted, phase) in [
+        (Reason::PodNotFound, "False", Phase::Failed),
+        (Reason::ImagePullFailed, "True", Phase::Failed),
+        (Reason::Cancelled, "True", Phase::Cancelled),
+    ] {
+        let end = End {
+            reason,
+            message: "a sentence\nwith a line".into(),
+            outcome: None,
+            maybe_armed: false,
+        };
+        let finished = finish(
+            &session(exec()),
+            &end,
+            &TargetStatus::default(),
+            "",
+            Sensitive::Secret,
+            Duration::from_secs(75),
+            at(),
+        );
+        assert_eq!(condition(&finished, "Accepted").0, accepted);
+        assert_eq!(condition(&finished, "Attached"), ("False", reason.as_str()));
+        assert_eq!(condition(&finished, "Failed"), ("True", reason.as_str()));
+        assert_eq!(condition(&finished, "Disarmed"), ("True", "NotArmed"));
+        assert!(conditions::find(&finished.status.conditions, "ResultStored").is_none());
+        assert_eq!(finished.status.phase, Some(phase));
+        assert_eq!(
+            finished.status.summary.as_deref(),
+            Some("a sentence with a line")
+        );
+        assert_eq!(finished.status.duration.as_deref(), Some("1m15s"));
+        assert_eq!(finished.status.pods.as_deref(), Some("0/0"));
+    }
+}
+
+#[test]
+fn nobody_claims_that_nothing_is_armed_when_nobody_knows() {
+    let end = End {
+        reason: Reason::SidecarLost,
+        message: "gone".into(),
+        outcome: None,
+        maybe_armed: true,
+    };
+    let finished = finish(
+        &session(exec()),
+        &end,
+        &known(),
+        "",
+        Sensitive::Secret,
+        Duration::ZERO,
+        at(),
+    );
+    assert_eq!(condition(&finished, "Disarmed"), ("False", "StillArmed"));
+    assert_eq!(
+        finished.status.targets[0].disarmed,
+        Some(DisarmState::StillArmed)
+    );
+}
+
+#[test]
+fn long_fields_are_cut_and_large_data_is_left_out() {
+    let mut answer = target(Reason::Succeeded);
+    answer.text = "€".repeat(20_000);
+    answer.data = Some(Data::Processes(ProcessList {
+        problems: vec!["p".repeat(20_000)],
+        ..ProcessList::default()
+    }));
+    let finished = ended(stacks(), vec![answer], Sensitive::Secret);
+    let target = &finished.status.targets[0];
+    assert!(target.text.as_ref().unwrap().len() <= FIELD_BYTES);
+    assert_eq!(target.clipped["text"], 60_000);
+    assert_eq!(target.data, None);
+    assert!(target.clipped["data"] > 20_000);
+    assert_eq!(finished.documents.len(), 1);
+}
+
+#[test]
+fn a_full_status_loses_the_data_of_later_targets_first_and_then_their_text() {
+    let answers: Vec<_> = (0..40)
+        .map(|pid| TargetOutcome {
+            pid: Some(pid),
+            text: "t".repeat(9000),
+            data: Some(Data::Processes(ProcessList {
+                problems: vec!["p".repeat(9000)],
+                ..ProcessList::default()
+            })),
+            ..target(Reason::Succeeded)
+        })
+        .collect();
+    let finished = ended(stacks(), answers, Sensitive::Secret);
+    assert!(json_bytes(&finished.status) <= STATUS_BYTES);
+    let targets = &finished.status.targets;
+    assert_eq!(targets.len(), 40);
+    assert!(targets[0].text.is_some());
+    assert!(targets[39].data.is_none() && targets[39].text.is_none());
+    assert!(
+        targets
+            .iter()
+            .all(|target| target.reason.is_some() && target.summary.is_some())
+    );
+    let first_without_text = targets
+        .iter()
+        .position(|target| target.text.is_none())
+        .unwrap();
+    assert!(
+        targets[first_without_text..]
+            .iter()
+            .all(|target| target.text.is_none())
+    );
+    assert_eq!(condition(&finished, "ResultStored"), ("True", "Stored"));
+    for (place, target) in targets.iter().enumerate() {
+        let stored = finished.documents.iter().any(|(known, _)| *known == place);
+        assert_eq!(stored, !target.clipped.is_empty(), "target {place}");
+    }
+}
+
+#[test]
+fn a_document_comes_back_whole_from_its_secrets() {
+    let mut state = 1_u64;
+    // Text that hardly compresses, so that there are several parts.
+    let noise: String = (0..2_000_000)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            char::from(b' ' + u8::try_from(state >> 58).unwrap())
+        })
+        .collect();
+    let document = Document::of(&ran(&noise));
+    let session = session(exec());
+    let (secrets, reference) = document.secrets(&session).unwrap();
+    assert!(secrets.len() > 1);
+    let mut stream = Vec::new();
+    for (secret, part) in secrets.iter().zip(&reference.parts) {
+        assert_eq!(secret.metadata.name.as_ref(), Some(&part.secret_name));
+        assert_eq!(secret.type_.as_deref(), Some("sidewinder.dev/result"));
+        assert_eq!(secret.immutable, Some(true));
+        let owner = &secret.metadata.owner_references.as_ref().unwrap()[0];
+        assert_eq!(owner.uid, "5e55-1");
+        assert_eq!(owner.block_owner_deletion, None);
+        let bytes = &secret.data.as_ref().unwrap()[&part.key].0;
+        assert!(bytes.len() <= PART_BYTES);
+        stream.extend_from_slice(bytes);
+    }
+    let json = zstd::stream::decode_all(stream.as_slice()).unwrap();
+    assert_eq!(json, document.json);
+    assert_eq!(reference.sha256, hex(&Sha256::digest(&json)));
+    assert_eq!(reference.size_bytes, i64::try_from(json.len()).unwrap());
+    assert!(!reference.truncated);
+    // Stored twice is stored once.
+    let (again, _) = document.secrets(&session).unwrap();
+    assert_eq!(secrets, again);
+}
+
+#[test]
+fn a_document_over_the_limit_is_cut_and_says_so() {
+    let document = Document::of(&ran(&"\u{1}".repeat(20 * 1024 * 1024)));
+    assert!(document.truncated);
+    assert!(document.json.len() <= spill::DOCUMENT_BYTES);
+    let kept: TargetOutcome = serde_json::from_slice(&document.json).unwrap();
+    assert!(kept.text.contains("bytes left out"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn whatever_an_agent_answers_the_status_fits_and_has_a_summary(
+        targets in proptest::collection::vec(
+            ("[a€\u{1b}\n]{0,6}", 0_usize..4000, 0_usize..600, 0..Reason::ALL.len(), proptest::option::of(any::<bool>())),
+            1..60,
+        ),
+        code in any::<bool>(),
+    ) {
+        let answers: Vec<_> = targets
+            .into_iter()
+            .map(|(words, long, short, reason, disarmed)| TargetOutcome {
+                text: words.repeat(long),
+                message: words.repeat(short),
+                command: words.repeat(short),
+                summary: words.repeat(short),
+                disarmed,
+                data: Some(Data::Exec(Box::new(ExecOutcome {
+                    stdout: words.repeat(long),
+                    ..ExecOutcome::default()
+                }))),
+                ..target(Reason::ALL[reason])
+            })
+            .collect();
+        let spec = if code { exec() } else { stacks() };
+        let finished = ended(spec, answers, Sensitive::Status);
+        prop_assert!(json_bytes(&finished.status) <= STATUS_BYTES);
+        let summary = finished.status.summary.unwrap();
+        prop_assert!(!summary.is_empty());
+        prop_assert!(summary.chars().count() <= MAX_SUMMARY_CHARS);
+        prop_assert!(!summary.contains(char::is_control));
+    }
+}
