@@ -5,13 +5,13 @@
 
 use std::io::{Read, Seek};
 
+use object::LittleEndian;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{
-    ElfFile64, FileHeader as _, GnuHashTable, ProgramHeader as _, Sym as _, SymbolTable,
+    FileHeader as _, GnuHashTable, ProgramHeader as _, SectionHeader as _, Sym as _, SymbolTable,
     VersionTable,
 };
 use object::read::{ReadCache, ReadRef};
-use object::{LittleEndian, Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::os::Mapping;
 
@@ -19,6 +19,8 @@ use crate::os::Mapping;
 const MAX_SEGMENTS: usize = 64;
 /// No library has more dynamic symbols than that; the rest is ignored.
 const MAX_SYMBOLS: usize = 1 << 20;
+/// The largest table read from a file, in bytes.
+const MAX_TABLE: u64 = 32 << 20;
 
 /// Opens the files behind a target's mappings.
 ///
@@ -81,11 +83,11 @@ impl ElfFacts {
     /// [`ElfError`] when the file is no 64-bit little-endian ELF file or cannot be read.
     pub fn read(file: impl Read + Seek) -> Result<Self, ElfError> {
         let cache = ReadCache::new(file);
-        let file: ElfFile64<'_, LittleEndian, _> = ElfFile64::parse(&cache).map_err(ElfError)?;
-        let endian = file.endian();
-        let segments = file
-            .elf_header()
-            .program_headers(endian, file.data())
+        let data = Bounded(&cache);
+        let header = FileHeader64::<LittleEndian>::parse(data).map_err(ElfError)?;
+        let endian = header.endian().map_err(ElfError)?;
+        let segments = header
+            .program_headers(endian, data)
             .map_err(ElfError)?
             .iter()
             .filter(|header| header.p_type(endian) == elf::PT_LOAD)
@@ -96,18 +98,28 @@ impl ElfFacts {
                 file_size: header.p_filesz(endian),
             })
             .collect();
-        let section = |name: &str| file.section_by_name(name).map(|section| section.address());
+        let sections = header.sections(endian, data).map_err(ElfError)?;
+        let section = |name: &[u8]| {
+            let (_, section) = sections.section_by_name(endian, name)?;
+            Some(section.sh_addr(endian))
+        };
         let mut facts = Self {
             segments,
-            runtime: section(".PyRuntime"),
-            asyncio: section(".AsyncioDebug"),
+            runtime: section(b".PyRuntime"),
+            asyncio: section(b".AsyncioDebug"),
             version: None,
         };
-        let symbols = Symbols::of(&file)?;
-        if facts.runtime.is_none() {
-            facts.runtime = symbols.find(b"_PyRuntime");
+        // Files without usable symbols may have the sections all the same.
+        if let Ok(symbols) = sections.symbols(endian, data, elf::SHT_DYNSYM) {
+            let hash = sections
+                .gnu_hash(endian, data)
+                .ok()
+                .flatten()
+                .map(|(hash, _)| hash);
+            let find = |name| symbol(name, &symbols, hash.as_ref());
+            facts.runtime = facts.runtime.or_else(|| find(b"_PyRuntime"));
+            facts.version = find(b"Py_Version");
         }
-        facts.version = symbols.find(b"Py_Version");
         Ok(facts)
     }
 
@@ -130,41 +142,129 @@ impl ElfFacts {
     }
 }
 
-/// The dynamic symbols of a file, looked up by its hash table where it has one: there can be a great many.
-struct Symbols<'data, 'file, R: ReadRef<'data>> {
-    file: &'file ElfFile64<'data, LittleEndian, R>,
-    table: SymbolTable<'data, FileHeader64<LittleEndian>, R>,
-    hash: Option<GnuHashTable<'data, FileHeader64<LittleEndian>>>,
+/// The link-time address of a dynamic symbol that the file defines, by the hash table where there is one: libraries can
+/// have a great many symbols.
+fn symbol<'data, R: ReadRef<'data>>(
+    name: &[u8],
+    symbols: &SymbolTable<'data, FileHeader64<LittleEndian>, R>,
+    hash: Option<&GnuHashTable<'data, FileHeader64<LittleEndian>>>,
+) -> Option<u64> {
+    let symbol = match hash {
+        Some(hash) => {
+            let wanted = elf::gnu_hash(name);
+            hash.find(
+                LittleEndian,
+                name,
+                wanted,
+                None,
+                symbols,
+                &VersionTable::default(),
+            )?
+            .1
+        }
+        None => symbols
+            .iter()
+            .take(MAX_SYMBOLS)
+            .find(|symbol| symbol.name(LittleEndian, symbols.strings()) == Ok(name))?,
+    };
+    (!symbol.is_undefined(LittleEndian)).then(|| symbol.st_value(LittleEndian))
 }
 
-impl<'data, 'file, R: ReadRef<'data>> Symbols<'data, 'file, R> {
-    fn of(file: &'file ElfFile64<'data, LittleEndian, R>) -> Result<Self, ElfError> {
-        let sections = file.elf_section_table();
-        let table = sections
-            .symbols(LittleEndian, file.data(), elf::SHT_DYNSYM)
-            .map_err(ElfError)?;
-        // A damaged hash table is no reason to give up: the symbols can be read one by one.
-        let hash = sections
-            .gnu_hash(LittleEndian, file.data())
-            .ok()
-            .flatten()
-            .map(|(hash, _)| hash);
-        Ok(Self { file, table, hash })
+/// A file of which no more is read at once than a sound file's tables need: a sparse one can claim any size.
+struct Bounded<'a, R: Read + Seek>(&'a ReadCache<R>);
+
+impl<R: Read + Seek> Clone for Bounded<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: Read + Seek> Copy for Bounded<'_, R> {}
+
+impl<'a, R: Read + Seek> ReadRef<'a> for Bounded<'a, R> {
+    fn len(self) -> Result<u64, ()> {
+        self.0.len()
     }
 
-    /// The link-time address of a symbol that the file defines.
-    fn find(&self, name: &[u8]) -> Option<u64> {
-        if let Some(hash) = &self.hash {
-            let versions = VersionTable::default();
-            let wanted = elf::gnu_hash(name);
-            let (_, symbol) =
-                hash.find(LittleEndian, name, wanted, None, &self.table, &versions)?;
-            return (!symbol.is_undefined(LittleEndian)).then(|| symbol.st_value(LittleEndian));
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
+        if size > MAX_TABLE {
+            return Err(());
         }
-        self.file
-            .dynamic_symbols()
-            .take(MAX_SYMBOLS)
-            .find(|symbol| !symbol.is_undefined() && symbol.name_bytes() == Ok(name))
-            .map(|symbol| symbol.address())
+        self.0.read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(
+        self,
+        range: std::ops::Range<u64>,
+        delimiter: u8,
+    ) -> Result<&'a [u8], ()> {
+        self.0.read_bytes_at_until(range, delimiter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    /// This test's own program.
+    fn program() -> Vec<u8> {
+        std::fs::read(std::env::current_exe().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_program_without_python_says_so() {
+        let facts = ElfFacts::read(Cursor::new(program())).unwrap();
+        assert!(!facts.segments.is_empty());
+        assert_eq!(
+            (facts.runtime, facts.asyncio, facts.version),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        for bytes in [
+            &b""[..],
+            b"#!/bin/sh\n",
+            b"\x7fELF\x01\x01\x01",
+            &program()[..40],
+        ] {
+            assert!(ElfFacts::read(Cursor::new(bytes)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_mapping_of_any_segment_tells_where_the_file_lies() {
+        let facts = ElfFacts {
+            segments: vec![
+                Segment {
+                    offset: 0,
+                    address: 0x40_0000,
+                    file_size: 0x1800,
+                },
+                Segment {
+                    offset: 0x1800,
+                    address: 0x40_3800,
+                    file_size: 0x1000,
+                },
+            ],
+            ..ElfFacts::default()
+        };
+        let mapped = |start, offset| {
+            facts.bias(&Mapping {
+                start,
+                offset,
+                ..Mapping::default()
+            })
+        };
+        assert_eq!(mapped(0x40_0000, 0), Some(0));
+        assert_eq!(mapped(0x7f00_0040_0000, 0), Some(0x7f00_0000_0000));
+        assert_eq!(
+            mapped(0x7f00_0040_3000, 0x2000),
+            Some(0x7f00_0000_0000 - 0x1000)
+        );
+        assert_eq!(mapped(0, 0x9000), None);
     }
 }
