@@ -128,10 +128,13 @@ pub fn lock(file: &Path, limit: Duration) -> Result<File> {
 
 /// Whether some process holds the lock on `file`.
 pub fn is_locked(file: &Path) -> Result<bool> {
-    if !file.exists() {
-        return Ok(false);
-    }
-    match open_lock(file)?.try_lock() {
+    let handle = match File::open(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        handle => {
+            handle.with_context(|| format!("cannot open the lock file {}", file.display()))?
+        }
+    };
+    match handle.try_lock() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => {

@@ -70,7 +70,7 @@ impl Cluster {
         Ok(Self { dir, link: None })
     }
 
-    /// Starts a cluster in `dir` that ends with the returned value, and also when this process is killed.
+    /// Starts a cluster in `dir` that ends with the returned value, and also when this process is killed; the folder goes with it.
     pub fn up_linked(dir: &Path) -> Result<Self> {
         let dir = prepare(dir)?;
         let _lock = cache::lock(&dir.join(CHANGE_LOCK), START_LIMIT + STOP_LIMIT)?;

@@ -5,9 +5,11 @@
 pub mod answer;
 pub mod cache;
 
+pub mod check;
 pub mod cluster;
 pub mod command;
 
+pub mod demo;
 pub mod deploy;
 pub mod images;
 pub mod namespace;

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use sidewinder_e2e::cluster::{self, Cluster, node, supervisor};
 use sidewinder_e2e::deploy::{self, Destination};
-use sidewinder_e2e::{images, python, tools};
+use sidewinder_e2e::{check, demo, images, python, tools};
 
 /// The real cluster, the images, the tests and the benchmarks of Sidewinder.
 #[derive(Parser)]
@@ -31,10 +31,25 @@ enum Commands {
     },
     /// Build the images as tars and print their paths and names
     Images,
+    /// Run every test: formatting, lints, unit, property, live-process and cluster tests
+    Test {
+        #[command(flatten)]
+        own: Own,
+    },
     /// Print the root folder of a Python, made on first use
     Python {
         /// 3.14 or 3.15
         version: String,
+    },
+    /// A stuck service in a real Kubernetes, one DebugSession for each action, and the answers
+    Demo {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        own: Own,
+        /// Leave the cluster and everything in it, and say how to use it
+        #[arg(long)]
+        keep: bool,
     },
 }
 
@@ -49,7 +64,7 @@ struct Dir {
 #[derive(clap::Args)]
 struct Own {
     /// The kubeconfig of a cluster of your own, in place of the embedded one
-    #[arg(long, conflicts_with = "dir")]
+    #[arg(long)]
     kubeconfig: Option<PathBuf>,
     /// What brings an image to its nodes, for sh: the tar is $1, the image's name $2. For kind: 'kind load image-archive "$1"'
     #[arg(long, requires = "kubeconfig")]
@@ -58,6 +73,9 @@ struct Own {
 
 fn destination(dir: Dir, own: Own) -> Result<Destination> {
     match own.kubeconfig {
+        Some(_) if dir.dir.is_some() => bail!(
+            "--dir names an embedded cluster and --kubeconfig one of your own: give one of them"
+        ),
         Some(kubeconfig) => Destination::of(&kubeconfig, own.load),
         None => Ok(Destination::Embedded(Cluster::running(&dir.path()?)?)),
     }
@@ -133,12 +151,24 @@ fn run(command: Commands) -> Result<ExitCode> {
                 destination.kubeconfig().display()
             );
         }
+        Commands::Test { own } => {
+            let own = own
+                .kubeconfig
+                .map(|file| Destination::of(&file, own.load))
+                .transpose()?;
+            check::run(own)?;
+        }
         Commands::Images => {
             let images = images::build()?;
             for image in [images.operator, images.sidecar] {
                 println!("{} {}", image.archive.display(), image.name());
             }
         }
+        Commands::Demo { dir, own, keep } => demo::run(demo::Options {
+            dir: dir.dir.map_or_else(demo::default_dir, Ok)?,
+            own: own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load)),
+            keep,
+        })?,
         Commands::Python { version } => println!("{}", python::root(&version)?.display()),
     }
     Ok(ExitCode::SUCCESS)

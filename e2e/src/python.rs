@@ -22,7 +22,7 @@ pub fn root(version: &str) -> Result<PathBuf> {
             VERSIONS.join(" or ")
         );
     }
-    let recipe = format!("{version} {} {PACKAGES}", REQUIREMENTS.join(" "));
+    let recipe = [debian(version), packages_for(version)].concat().join("\n");
     let key = cache::key([("recipe", recipe.as_bytes())]);
     cache::entry("python", &format!("{version}-{key}"), |folder| {
         make(version, folder)
@@ -36,48 +36,64 @@ fn make(version: &str, folder: &Path) -> Result<()> {
     packages::ensure(packages::PYTHON)?;
     packages::ensure_pip()?;
     eprintln!("making a root folder with Python {version} (once)");
-    let mut debian = Command::new("mmdebstrap");
-    debian
-        .args([
-            "--variant=essential",
-            &format!("--include=python{version},libstdc++6"),
-        ])
-        // A mirror may lag behind.
-        .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
-        .args([
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-        ])
-        .arg("forky")
-        .arg(folder);
-    command::visible(&mut debian, Duration::from_mins(10))
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap.args(debian(version)).arg("forky").arg(folder);
+    command::visible(&mut mmdebstrap, Duration::from_mins(10))
         .with_context(|| format!("cannot make a Debian with Python {version}"))?;
     let mut pip = Command::new("python3");
-    pip.args([
-        "-m",
-        "pip",
-        "install",
+    pip.args(["-m", "pip", "install"])
+        .args(packages_for(version))
+        .arg("--target")
+        .arg(folder.join(PACKAGES.trim_start_matches('/')));
+    command::visible(&mut pip, Duration::from_mins(5))
+        .with_context(|| format!("cannot install the test packages for Python {version}"))
+}
+
+/// What mmdebstrap is told, but for the suite and the folder.
+fn debian(version: &str) -> Vec<String> {
+    let mut arguments = vec![
+        "--variant=essential".to_owned(),
+        format!("--include=python{version},libstdc++6"),
+    ];
+    // A mirror may lag behind.
+    arguments.push("--aptopt=Acquire::Check-Valid-Until \"false\"".to_owned());
+    arguments.extend(
+        ["doc", "man", "locale"]
+            .map(|folder| format!("--dpkgopt=path-exclude=/usr/share/{folder}/*")),
+    );
+    arguments
+}
+
+/// What `pip install` is told, but for the folder: wheels for that Python, which is not the one that runs pip.
+fn packages_for(version: &str) -> Vec<String> {
+    let mut arguments: Vec<String> = [
         "--quiet",
         "--disable-pip-version-check",
-    ])
-    .args([
         "--root-user-action=ignore",
         "--only-binary=:all:",
         "--implementation=cp",
-    ])
-    .arg(format!("--python-version={version}"))
-    .arg("--target")
-    .arg(folder.join(PACKAGES.trim_start_matches('/')));
-    for libc in [
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    arguments.push(format!("--python-version={version}"));
+    let tags = [
         "manylinux_2_28",
         "manylinux_2_24",
         "manylinux_2_17",
         "manylinux2014",
-    ] {
-        pip.arg(format!("--platform={libc}_{}", std::env::consts::ARCH));
+    ];
+    arguments.extend(tags.map(|tag| format!("--platform={tag}_{}", std::env::consts::ARCH)));
+    arguments.extend(REQUIREMENTS.map(str::to_owned));
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_not_made_here_is_refused_with_those_that_are() {
+        let error = root("3.9").unwrap_err().to_string();
+        assert!(error.contains("3.14 or 3.15"), "{error}");
     }
-    pip.args(REQUIREMENTS);
-    command::visible(&mut pip, Duration::from_mins(5))
-        .with_context(|| format!("cannot install the test packages for Python {version}"))
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
-use crate::cluster::{MARKER, READY, SUPERVISOR_LOCK, cgroups, id, is_up, network, node};
+use crate::cluster::{MARKER, READY, SUPERVISOR_LOCK, cgroups, id, network, node};
 use crate::tools::Module;
 use crate::{cache, command};
 
@@ -44,7 +44,12 @@ pub fn run(dir: &Path, linked: bool) -> Result<()> {
     if let Err(error) = &outcome {
         node::say(&node::error_line(error));
     }
+    let was_ready = dir.join(READY).exists();
     let cleaned = clean(&id, dir);
+    if linked && was_ready && outcome.is_ok() && cleaned.is_ok() {
+        // Nobody is left who wants to read its logs. If it never started or fell over, they stay.
+        cache::remove_all(dir)?;
+    }
     drop(lock);
     outcome.and(cleaned)
 }
@@ -285,18 +290,20 @@ pub(crate) fn known() -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Removes what clusters whose supervisor was killed left behind.
+/// Removes what clusters whose supervisor was killed left behind. What cannot be removed is said and does not keep others from starting.
 pub(crate) fn sweep() -> Result<()> {
     for dir in known()? {
-        let id = id(&dir);
-        if !dir.exists() {
-            // Its folder was removed: nothing can hold its lock any more.
-            clean(&id, &dir)?;
-        } else if !is_up(&dir)?
-            && !cache::is_locked(&dir.join(SUPERVISOR_LOCK))?
-            && !cache::is_locked(&dir.join(super::CHANGE_LOCK))?
+        if [SUPERVISOR_LOCK, super::CHANGE_LOCK]
+            .iter()
+            .any(|name| cache::is_locked(&dir.join(name)).unwrap_or(true))
         {
-            clean(&id, &dir)?;
+            continue;
+        }
+        if let Err(error) = clean(&id(&dir), &dir) {
+            eprintln!(
+                "what a cluster in {} left cannot be removed: {error:#}",
+                dir.display()
+            );
         }
     }
     Ok(())
