@@ -36,8 +36,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            reads: 200_000_000,
-            text_bytes: 1 << 30,
+            reads: 100_000_000,
+            text_bytes: 256 << 20,
             scanned_bytes: 256 << 20,
             interpreters: 256,
             threads: 32_768,
