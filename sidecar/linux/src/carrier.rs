@@ -139,16 +139,25 @@ impl Carrier {
             .map_err(io_error("set up a socket"))?;
         let (uid, gid) = (status.uids[3], status.gids[3]);
         let groups: Vec<String> = status.groups.iter().map(u32::to_string).collect();
+        // The right to use this is decided when it is opened, so a carrier without capabilities can still take a
+        // request back from a target that has some. Where it cannot be opened, the target's own user may.
+        let memory = process.openat("mem", OFlags::RDWR).ok();
         let inherited = [
             script.as_raw_fd(),
             result.as_raw_fd(),
             theirs.as_raw_fd(),
             process.pidfd().as_raw_fd(),
+            memory.as_ref().unwrap_or(&script).as_raw_fd(),
         ];
         let mut command = Command::new("/proc/self/exe");
         command
             .arg("carrier")
-            .args(inherited.map(|fd| fd.to_string()))
+            .args(inherited.iter().take(4).map(RawFd::to_string))
+            .arg(
+                memory
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), |file| file.as_raw_fd().to_string()),
+            )
             .args([
                 uid.to_string(),
                 gid.to_string(),
@@ -383,6 +392,7 @@ fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
 #[derive(Debug, PartialEq, Eq)]
 struct Orders {
     descriptors: [RawFd; 4],
+    memory: Option<RawFd>,
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
@@ -390,7 +400,18 @@ struct Orders {
 }
 
 fn orders(args: &[String]) -> Option<Orders> {
-    let [script, result, control, pidfd, uid, gid, groups, lifetime] = args else {
+    let [
+        script,
+        result,
+        control,
+        pidfd,
+        memory,
+        uid,
+        gid,
+        groups,
+        lifetime,
+    ] = args
+    else {
         return None;
     };
     let groups = groups.strip_prefix('[')?.strip_suffix(']')?;
@@ -401,6 +422,10 @@ fn orders(args: &[String]) -> Option<Orders> {
             control.parse().ok()?,
             pidfd.parse().ok()?,
         ],
+        memory: match memory.as_str() {
+            "-" => None,
+            number => Some(number.parse().ok()?),
+        },
         uid: uid.parse().ok()?,
         gid: gid.parse().ok()?,
         groups: groups
@@ -411,7 +436,13 @@ fn orders(args: &[String]) -> Option<Orders> {
             .ok()?,
         lifetime: Duration::from_millis(lifetime.parse().ok()?),
     })
-    .filter(|orders| orders.descriptors.iter().all(|fd| *fd > 2))
+    .filter(|orders| {
+        orders
+            .descriptors
+            .iter()
+            .chain(&orders.memory)
+            .all(|fd| *fd > 2)
+    })
 }
 
 /// The hidden `carrier` command. It takes nothing but what [`Carrier::start`] passes on.
@@ -427,7 +458,7 @@ pub fn carrier_main(args: &[String]) -> ExitCode {
 
 fn carry(orders: &Orders) -> io::Result<()> {
     let end_of_life = Instant::now() + orders.lifetime;
-    for fd in orders.descriptors {
+    for fd in orders.descriptors.into_iter().chain(orders.memory) {
         // Whoever runs this by hand with other numbers gets an error instead of somebody's descriptor.
         // SAFETY: asking about a descriptor changes nothing, whatever the number.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
@@ -438,6 +469,10 @@ fn carry(orders: &Orders) -> io::Result<()> {
     let [script, result, control, pidfd] = orders
         .descriptors
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    // SAFETY: as above.
+    let memory = orders
+        .memory
+        .map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
     take_identity(orders)?;
     let script = move_high(&script)?;
     let result = File::from(move_high(&result)?);
@@ -472,12 +507,11 @@ fn carry(orders: &Orders) -> io::Result<()> {
         && !ended(&pidfd)
     {
         let ours = format!("/proc/{}/fd/{}\0", std::process::id(), script.as_raw_fd());
-        take_back(
-            Pid::from_raw(pid),
-            Addr(pending),
-            Addr(path),
-            ours.as_bytes(),
-        );
+        let target = Memory {
+            pid: Pid::from_raw(pid),
+            file: memory,
+        };
+        target.take_back(Addr(pending), Addr(path), ours.as_bytes());
     }
     Ok(())
 }
@@ -556,22 +590,49 @@ fn finished(result: &File) -> bool {
     result.read_exact_at(&mut tail, at).is_ok() && tail == END_RECORD
 }
 
-/// As the sidecar would have done it; without the right to, nothing happens.
-fn take_back(pid: Pid, pending: Addr, path: Addr, ours: &[u8]) {
-    use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
-    let remote = |at: Addr, len| RemoteIoVec {
-        base: usize::try_from(at.0).unwrap_or_default(),
-        len,
-    };
-    let read = |at: Addr, buf: &mut [u8]| {
-        let remote = remote(at, buf.len());
+/// The target's memory, through the file where there is one.
+struct Memory {
+    pid: Pid,
+    file: Option<File>,
+}
+
+impl Memory {
+    fn remote(at: Addr, len: usize) -> nix::sys::uio::RemoteIoVec {
+        nix::sys::uio::RemoteIoVec {
+            base: usize::try_from(at.0).unwrap_or_default(),
+            len,
+        }
+    }
+
+    fn read(&self, at: Addr, buf: &mut [u8]) -> bool {
+        if let Some(file) = &self.file {
+            return file.read_exact_at(buf, at.0).is_ok();
+        }
+        let remote = Self::remote(at, buf.len());
         let len = buf.len();
-        process_vm_readv(pid, &mut [io::IoSliceMut::new(buf)], &[remote]) == Ok(len)
-    };
-    let mut flag = [0; 4];
-    let mut there = vec![0; ours.len()];
-    if read(pending, &mut flag) && flag != [0; 4] && read(path, &mut there) && there == ours {
-        let _ = process_vm_writev(pid, &[io::IoSlice::new(&[0; 4])], &[remote(pending, 4)]);
+        nix::sys::uio::process_vm_readv(self.pid, &mut [io::IoSliceMut::new(buf)], &[remote])
+            == Ok(len)
+    }
+
+    /// As the sidecar would have done it; without the right to, nothing happens.
+    fn take_back(&self, pending: Addr, path: Addr, ours: &[u8]) {
+        let mut flag = [0; 4];
+        let mut there = vec![0; ours.len()];
+        if !self.read(pending, &mut flag)
+            || flag == [0; 4]
+            || !self.read(path, &mut there)
+            || there != ours
+        {
+            return;
+        }
+        let none = [0; 4];
+        if let Some(file) = &self.file {
+            let _ = file.write_all_at(&none, pending.0);
+        } else {
+            let remote = Self::remote(pending, none.len());
+            let _ =
+                nix::sys::uio::process_vm_writev(self.pid, &[io::IoSlice::new(&none)], &[remote]);
+        }
     }
 }
 
@@ -585,17 +646,17 @@ mod tests {
 
     #[test]
     fn orders_are_numbers_or_refused() {
-        let read = orders(&args("5 6 7 8 1000 1001 [4,27] 30000")).unwrap();
-        assert_eq!(read.descriptors, [5, 6, 7, 8]);
+        let read = orders(&args("5 6 7 8 - 1000 1001 [4,27] 30000")).unwrap();
+        assert_eq!((read.descriptors, read.memory), ([5, 6, 7, 8], None));
         assert_eq!((read.uid, read.gid, read.groups), (1000, 1001, vec![4, 27]));
         assert_eq!(read.lifetime, Duration::from_secs(30));
         assert_eq!(
-            orders(&args("5 6 7 8 0 0 [] 1")).unwrap().groups,
+            orders(&args("5 6 7 8 9 0 0 [] 1")).unwrap().groups,
             Vec::<u32>::new()
         );
-        assert_eq!(orders(&args("0 6 7 8 0 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 root 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 0 0 [x] 1")), None);
+        assert_eq!(orders(&args("0 6 7 8 - 0 0 [] 1")), None);
+        assert_eq!(orders(&args("5 6 7 8 - root 0 [] 1")), None);
+        assert_eq!(orders(&args("5 6 7 8 9 0 0 [x] 1")), None);
         assert_eq!(orders(&args("5 6 7")), None);
     }
 

@@ -1,0 +1,237 @@
+//! Live Python processes to look into, and the sidecar by hand.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sidewinder_decode::Runtime;
+use sidewinder_decode::remote_exec::{Support, support};
+use sidewinder_linux::Process;
+
+/// The longest a test waits for anything.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// The root folder of Python 3.14.
+pub(crate) fn root() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| sidewinder_e2e::python::root("3.14").unwrap())
+}
+
+/// The sidecar's binary, built from what is checked out.
+pub(crate) fn sidecar() -> &'static Path {
+    static SIDECAR: OnceLock<PathBuf> = OnceLock::new();
+    SIDECAR.get_or_init(|| {
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "sidewinder-sidecar"])
+            .current_dir(sidewinder_e2e::checkout())
+            .status()
+            .unwrap();
+        assert!(built.success(), "the sidecar does not build");
+        // This test is in target/debug/deps.
+        let folder = std::env::current_exe().unwrap();
+        folder
+            .ancestors()
+            .nth(2)
+            .unwrap()
+            .join("sidewinder-sidecar")
+    })
+}
+
+/// How a target is started.
+#[derive(Default)]
+pub(crate) struct Start<'a> {
+    pub(crate) program: &'a str,
+    pub(crate) env: &'a [(&'a str, &'a str)],
+    /// uid, gid and one supplementary group; root otherwise.
+    pub(crate) user: Option<(u32, u32, u32)>,
+    /// Whether `/proc` is mounted in its root.
+    pub(crate) proc: bool,
+    /// Whether it is alone in a PID namespace of its own.
+    pub(crate) pid_namespace: bool,
+}
+
+/// A Python process that runs until it is dropped.
+pub(crate) struct Target {
+    outer: Child,
+    pub(crate) pid: i32,
+    lines: Receiver<String>,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+        let _ = self.outer.kill();
+        let _ = self.outer.wait();
+    }
+}
+
+impl Target {
+    /// Starts a program and waits for its line `ready`.
+    pub(crate) fn start(program: &str) -> Self {
+        Start {
+            program,
+            ..Start::default()
+        }
+        .start()
+    }
+
+    /// The next line of its output.
+    pub(crate) fn line(&self) -> String {
+        self.lines
+            .recv_timeout(LIMIT)
+            .expect("no more output of the target")
+    }
+
+    pub(crate) fn process(&self) -> Process {
+        Process::open(self.pid).unwrap()
+    }
+
+    /// What the interpreter says of its request slots.
+    pub(crate) fn support(&self) -> Support {
+        let process = self.process();
+        let runtime = Runtime::locate(&process, &process.mappings().unwrap(), &process).unwrap();
+        support(&process, &runtime, &process.threads().unwrap())
+    }
+
+    /// Whether a request waits in any thread.
+    pub(crate) fn armed(&self) -> bool {
+        self.support()
+            .interpreters
+            .iter()
+            .flat_map(|interpreter| &interpreter.threads)
+            .any(|thread| thread.is_pending)
+    }
+
+    /// What can be seen of it from outside and must not change.
+    pub(crate) fn traces(&self) -> Traces {
+        let process = self.process();
+        let mut fds: Vec<(String, PathBuf)> = std::fs::read_dir(format!("/proc/{}/fd", self.pid))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| {
+                (
+                    entry.file_name().to_string_lossy().into_owned(),
+                    std::fs::read_link(entry.path()).unwrap(),
+                )
+            })
+            .collect();
+        fds.sort();
+        Traces {
+            fds,
+            tids: process.tids().unwrap(),
+            tracer: process.status().unwrap().tracer,
+            stopped: process.stopped_by_signal().unwrap(),
+            armed: self.armed(),
+        }
+    }
+
+    /// Runs `exec` on it: the exit code and the document.
+    pub(crate) fn exec(&self, script: &str, args: &[&str]) -> (i32, Value) {
+        let mut child = self.exec_start(script, args);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut text).unwrap();
+        let code = child.wait().unwrap().code().unwrap();
+        (
+            code,
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in: {text}")),
+        )
+    }
+
+    /// Starts `exec` on it.
+    pub(crate) fn exec_start(&self, script: &str, args: &[&str]) -> Child {
+        let mut child = Command::new(sidecar())
+            .args(["exec", "--pid", &self.pid.to_string(), "-", "-o", "json"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(script.as_bytes())
+            .unwrap();
+        child
+    }
+}
+
+/// What can be seen of a target from outside.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Traces {
+    pub(crate) fds: Vec<(String, PathBuf)>,
+    pub(crate) tids: Vec<u64>,
+    pub(crate) tracer: i32,
+    pub(crate) stopped: bool,
+    pub(crate) armed: bool,
+}
+
+impl Start<'_> {
+    pub(crate) fn start(&self) -> Target {
+        let mut shell = String::from("root=$1; shift; ");
+        if self.proc {
+            shell.push_str("mount -t proc proc \"$root/proc\" && ");
+        }
+        shell.push_str("exec chroot ");
+        if let Some((uid, gid, group)) = self.user {
+            shell.push_str(&format!("--userspec={uid}:{gid} --groups={group} "));
+        }
+        shell.push_str("\"$root\" \"$@\"");
+        let mut command = Command::new("unshare");
+        command.arg("--mount");
+        if self.pid_namespace {
+            command.args(["--pid", "--fork", "--kill-child"]);
+        }
+        let mut outer = command
+            .args(["sh", "-c", &shell, "sh"])
+            .arg(root())
+            .args(["/usr/bin/python3.14", "-u", "-c", self.program])
+            .envs(self.env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(outer.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            stdout
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
+        let mut target = Target {
+            pid: i32::try_from(outer.id()).unwrap(),
+            outer,
+            lines,
+        };
+        assert_eq!(target.line(), "ready");
+        if self.pid_namespace {
+            let outer = target.pid;
+            let children =
+                std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
+            target.pid = children.trim().parse().unwrap();
+        }
+        target
+    }
+}
+
+impl Target {
+    /// Waits until something about it is so.
+    pub(crate) fn until(&self, what: &str, mut so: impl FnMut(&Self) -> bool) {
+        let limit = Instant::now() + LIMIT;
+        while !so(self) {
+            assert!(Instant::now() < limit, "{what} did not come to be");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Scripts in live Python processes: what they answer, what is refused, and that nothing is left behind.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a panic is the report of a test"
+)]
+
+mod live;
+
+use live::{Start, Target};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const IDLE: &str = r#"
+import asyncio, signal, sys
+async def main():
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    def state():
+        print(len(sys.modules), sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__, flush=True)
+    loop.add_signal_handler(signal.SIGUSR1, state)
+    print("ready", flush=True)
+    while True:
+        await event.wait()
+        event.clear()
+        print("event", flush=True)
+asyncio.run(main())
+"#;
+const BUSY: &str = "print('ready', flush=True)\nx = 0\nwhile True: x += 1";
+const LOCKED: &str = "import threading\nlock = threading.Lock()\nlock.acquire()\nprint('ready', flush=True)\nlock.acquire()";
+
+fn blocked_in_futex(target: &Target) {
+    let main = u64::from(target.pid.unsigned_abs());
+    target.until("blocked in its lock", |target| {
+        let thread = target.process().thread(main).unwrap();
+        thread
+            .syscall
+            .is_some_and(|syscall| syscall.name == "futex")
+    });
+}
+
+#[test]
+fn an_idle_event_loop_answers_and_keeps_no_trace() {
+    let target = Target::start(IDLE);
+    let state = || {
+        kill(Pid::from_raw(target.pid), Signal::SIGUSR1).unwrap();
+        target.line()
+    };
+    let (before, seen) = (target.traces(), state());
+    assert!(seen.ends_with("True True"), "{seen}");
+    let (code, answer) = target.exec(
+        "print('hello')\nimport sys\nprint('err', file=sys.stderr)\n{'a': [1, 2.5, None]}",
+        &[],
+    );
+    assert_eq!(code, 0, "{answer}");
+    assert_eq!(answer["reason"], "Succeeded");
+    assert_eq!(answer["stdout"], "hello\n");
+    assert_eq!(answer["stderr"], "err\n");
+    assert_eq!(answer["value"], "{'a': [1, 2.5, None]}");
+    assert_eq!(answer["valueJSON"], r#"{"a": [1, 2.5, null]}"#);
+    assert_eq!(answer["wake"], "Interrupt");
+    assert_eq!(answer["disarmed"], true);
+    assert_eq!(target.traces(), before);
+    assert_eq!(state(), seen);
+}
+
+#[test]
+fn what_a_script_schedules_is_noticed_at_once() {
+    let target = Target::start(IDLE);
+    let (_, answer) = target.exec("while frame.f_code.co_name != 'main' and frame.f_back: frame = frame.f_back\nimport gc, asyncio\nfor o in gc.get_objects():\n    if type(o) is asyncio.Event: o.set()\n", &[]);
+    assert_eq!(answer["reason"], "Succeeded", "{answer}");
+    assert_eq!(target.line(), "event");
+}
+
+#[test]
+fn a_busy_loop_answers_by_itself() {
+    let target = Target::start(BUSY);
+    let (code, answer) = target.exec(
+        "frame.f_globals['x'] > 0, frame.f_code.co_name",
+        &["--wake", "never"],
+    );
+    assert_eq!(
+        (code, &answer["value"]),
+        (0, &"(True, '<module>')".into()),
+        "{answer}"
+    );
+    assert_eq!(answer["wake"], "None");
+}
+
+#[test]
+fn a_main_thread_in_a_lock_is_said_to_be_blocked_and_left_disarmed() {
+    let target = Target::start(LOCKED);
+    blocked_in_futex(&target);
+    let before = target.traces();
+    let (code, answer) = target.exec("1", &["--start", "400ms"]);
+    assert_eq!(code, 5, "{answer}");
+    assert_eq!(answer["reason"], "TargetBlocked");
+    assert_eq!(answer["disarmed"], true);
+    let main = &answer["stacks"]["interpreters"][0]["threads"][0];
+    assert_eq!(main["syscall"]["name"], "futex", "{main}");
+    assert_eq!(
+        main["frames"].as_array().unwrap().last().unwrap()["line"],
+        5,
+        "{main}"
+    );
+    assert_eq!(target.traces(), before);
+}
+
+#[test]
+fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed() {
+    for user in [None, Some((4711, 4712, 4713))] {
+        let target = Start {
+            program: LOCKED,
+            proc: true,
+            user,
+            ..Start::default()
+        }
+        .start();
+        blocked_in_futex(&target);
+        let mut exec = target.exec_start("1", &["--start", "15s", "--timeout", "2s"]);
+        target.until("armed", Target::armed);
+        exec.kill().unwrap();
+        exec.wait().unwrap();
+        assert!(target.armed());
+        target.until("disarmed", |target| !target.armed());
+    }
+}
+
+#[test]
+fn a_disabled_interpreter_is_never_written_to() {
+    let target = Start {
+        program: BUSY,
+        env: &[("PYTHON_DISABLE_REMOTE_DEBUG", "1")],
+        ..Start::default()
+    }
+    .start();
+    let (code, answer) = target.exec("1", &[]);
+    assert_eq!(
+        (code, &answer["reason"]),
+        (3, &"RemoteDebugDisabled".into()),
+        "{answer}"
+    );
+    assert!(!target.armed());
+}
+
+#[test]
+fn an_audit_hook_may_refuse() {
+    let target = Target::start(
+        "import sys, os\ndef hook(event, args):\n    if event == 'cpython.remote_debugger_script': raise RuntimeError('no')\nsys.addaudithook(hook)\nsys.unraisablehook = lambda *a: None\nprint('ready', flush=True)\nwhile True: pass",
+    );
+    let (code, answer) = target.exec("1", &[]);
+    assert_eq!(
+        (code, &answer["reason"]),
+        (3, &"AuditHookRefused".into()),
+        "{answer}"
+    );
+}
+
+#[test]
+fn every_exception_is_data() {
+    let target = Target::start(BUSY);
+    for (script, kind, message, traceback) in [
+        (
+            "def f():\n    1 / 0\nf()",
+            "ZeroDivisionError",
+            "division by zero",
+            "line 2, in f\n    1 / 0\n",
+        ),
+        (
+            "raise SystemExit(3)",
+            "SystemExit",
+            "3",
+            "raise SystemExit(3)",
+        ),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt", "", "line 1"),
+        (
+            "a = (",
+            "SyntaxError",
+            "'(' was never closed (<sidewinder>, line 1)",
+            "    a = (\n        ^\n",
+        ),
+        (
+            "print(1)\0print(2)",
+            "SyntaxError",
+            "source code string cannot contain null bytes",
+            "null bytes",
+        ),
+        (
+            "class E(Exception): pass\nraise E('é')",
+            "__main__.E",
+            "é",
+            "__main__.E: é",
+        ),
+        (
+            "try:\n    1/0\nexcept Exception as e:\n    raise OSError('x') from e",
+            "OSError",
+            "x",
+            "direct cause",
+        ),
+    ] {
+        let (code, answer) = target.exec(script, &[]);
+        assert_eq!(
+            (code, &answer["reason"]),
+            (1, &"ScriptError".into()),
+            "{script}: {answer}"
+        );
+        assert_eq!(answer["exception"]["type"], kind);
+        assert_eq!(answer["exception"]["message"], message);
+        let shown = answer["exception"]["traceback"].as_str().unwrap();
+        assert!(shown.contains(traceback), "{shown}");
+        assert_eq!(answer["signals"].as_array().unwrap().len(), 0, "{answer}");
+    }
+}
+
+#[test]
+fn ten_megabytes_come_whole_and_forty_come_cut() {
+    let target = Target::start(BUSY);
+    let (_, answer) = target.exec("for i in range(100_000): print('x' * 99)", &[]);
+    assert_eq!(answer["stdout"].as_str().unwrap().len(), 10_000_000);
+    assert_eq!(answer["clipped"], serde_json::json!({}));
+    let (_, answer) = target.exec("print('a' + 'x' * (40 << 20) + 'z')", &[]);
+    let stdout = answer["stdout"].as_str().unwrap();
+    assert!(stdout.starts_with("axx") && stdout.ends_with("xz\n"));
+    assert!(stdout.len() <= (16 << 20) + 64, "{}", stdout.len());
+    assert_eq!(answer["clipped"]["stdout"], (40 << 20) + 3);
+}
+
+#[test]
+fn other_threads_keep_their_output() {
+    let target = Target::start(
+        "import threading, time\ndef other():\n    n = 0\n    while True:\n        n += 1\n        print('other', n, flush=True)\n        time.sleep(0.001)\nprint('ready', flush=True)\nthreading.Thread(target=other, daemon=True).start()\nwhile True: time.sleep(0.001)",
+    );
+    let (_, answer) = target.exec(
+        "import time\nfor i in range(50):\n    print('mine', i)\n    time.sleep(0.002)",
+        &["--thread", "any"],
+    );
+    let mine: Vec<String> = (0..50).map(|i| format!("mine {i}\n")).collect();
+    assert_eq!(answer["stdout"], mine.concat(), "{answer}");
+    for n in 1..100 {
+        assert_eq!(target.line(), format!("other {n}"));
+    }
+}
+
+#[test]
+fn a_script_that_never_ends_has_its_output_so_far_and_blocks_the_next() {
+    let target = Target::start(BUSY);
+    let (code, answer) = target.exec("print('first')\nwhile True: pass", &["--timeout", "1500ms"]);
+    assert_eq!(
+        (code, &answer["reason"]),
+        (5, &"ScriptTimeout".into()),
+        "{answer}"
+    );
+    assert_eq!(answer["stdout"], "first\n");
+    assert_eq!(answer["stillRunning"], true);
+    assert!(
+        answer["stacks"].to_string().contains("<sidewinder>"),
+        "{answer}"
+    );
+    let (code, answer) = target.exec("1", &[]);
+    assert_eq!(
+        (code, &answer["reason"]),
+        (5, &"TargetBusy".into()),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_script_that_ends_the_process_is_told_from_one_that_fails() {
+    let target = Target::start(BUSY);
+    let (code, answer) = target.exec("import os\nprint('bye')\nos._exit(3)", &[]);
+    assert_eq!(
+        (code, &answer["reason"], &answer["stdout"]),
+        (4, &"TargetExited".into(), &"bye\n".into()),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_forked_copy_ends_with_the_script() {
+    let target = Target::start(BUSY);
+    let (_, answer) = target.exec(
+        "import os\npid = os.fork()\nif pid: print(os.waitpid(pid, 0)[1])",
+        &[],
+    );
+    assert_eq!(
+        (&answer["reason"], &answer["stdout"]),
+        (&"Succeeded".into(), &"0\n".into()),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_signal_that_a_script_consumed_reaches_the_application() {
+    let target = Target::start(
+        "print('ready', flush=True)\ntry:\n    while True: pass\nexcept KeyboardInterrupt: print('application', flush=True)\nwhile True: pass",
+    );
+    let (_, answer) = target.exec(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)",
+        &[],
+    );
+    assert_eq!(answer["exception"]["type"], "KeyboardInterrupt", "{answer}");
+    assert_eq!(answer["signals"], serde_json::json!(["SIGINT"]));
+    assert_eq!(target.line(), "application");
+}
+
+#[test]
+fn every_way_to_carry_a_script() {
+    let script = "import sys\nf = sys._getframe()\nwhile f.f_code.co_name != '_sidewinder': f = f.f_back\nf.f_locals['result']";
+    for (proc, pid_namespace, user, way) in [
+        (true, false, None, "'/proc/"),
+        (true, false, Some((4711, 4712, 4713)), "'/proc/"),
+        (true, true, Some((4711, 4712, 4713)), "'/proc/"),
+        (false, false, Some((4711, 4712, 4713)), "/.sidewinder-"),
+    ] {
+        let target = Start {
+            program: IDLE,
+            proc,
+            pid_namespace,
+            user,
+            ..Start::default()
+        }
+        .start();
+        let before = target.traces();
+        let (code, answer) = target.exec(script, &[]);
+        assert_eq!(code, 0, "{answer}");
+        let result = answer["value"].as_str().unwrap();
+        assert!(result.contains(way), "{result}");
+        assert_eq!(target.traces(), before);
+        for folder in ["tmp", "dev/shm", "var/tmp"] {
+            let left = std::fs::read_dir(live::root().join(folder)).map_or(0, |entries| {
+                entries
+                    .filter(|entry| {
+                        entry.as_ref().is_ok_and(|entry| {
+                            result.contains(&*entry.file_name().to_string_lossy())
+                        })
+                    })
+                    .count()
+            });
+            assert_eq!(left, 0, "a file was left in {folder}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_thread_or_interpreter_is_named() {
+    let target = Target::start(BUSY);
+    let (code, answer) = target.exec("1", &["--thread", "1"]);
+    assert_eq!(code, 4, "{answer}");
+    let (code, answer) = target.exec("1", &["--interpreter", "7"]);
+    assert_eq!(code, 4, "{answer}");
+    assert!(!target.armed());
+}
