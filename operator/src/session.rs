@@ -135,6 +135,7 @@ impl<C: Connect> Supervisor<C> {
         let session = Arc::clone(session);
         let uid = uid.to_owned();
         let span = info_span!(
+            parent: None,
             "session",
             namespace = session.namespace().unwrap_or_default(),
             name = session.name_any(),

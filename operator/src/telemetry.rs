@@ -9,7 +9,14 @@ use crate::args::LogFormat;
 /// # Errors
 /// When `filter` is not a filter, or logging was started before.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)
+    // kube logs every refused request as an error; a container that is not there yet is refused many times, and what
+    // matters about a refusal is logged where it is handled.
+    let words = if filter.contains("kube_client") {
+        filter.to_owned()
+    } else {
+        format!("{filter},kube_client::client::builder=off")
+    };
+    let filter = EnvFilter::try_new(words)
         .map_err(|error| anyhow::anyhow!("the log filter {filter:?} cannot be used: {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
