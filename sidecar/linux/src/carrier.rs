@@ -42,6 +42,8 @@ pub(crate) const FILE_PREFIX: &str = ".sidewinder-";
 const FOLDERS: [&str; 3] = ["/dev/shm", "/tmp", "/var/tmp"];
 /// How long a carrier may take to say that it is there.
 const START: Duration = Duration::from_secs(5);
+/// What a carrier is told when nothing is armed any more.
+const GOODBYE: [u8; 24] = [0; 24];
 /// How a result ends: the record that says so. The wrapper writes it last.
 pub const END_RECORD: [u8; 9] = *b"F\0\0\0\0\0\0\0\0";
 
@@ -202,8 +204,7 @@ impl Carrier {
         drop(theirs);
         let mut hello = [0; 24];
         if let Err(source) = (&control).read_exact(&mut hello) {
-            // It ends by itself once the socket is closed; it is ended here so that no zombie stays.
-            end(&mut child);
+            end(&mut child, &control);
             return Err(if source.kind() == io::ErrorKind::UnexpectedEof {
                 CarrierError::Identity { uid, gid }
             } else {
@@ -324,7 +325,7 @@ impl Carrier {
 impl Drop for Carrier {
     fn drop(&mut self) {
         match &mut self.holder {
-            Holder::Child { child, .. } => end(child),
+            Holder::Child { child, control } => end(child, control),
             Holder::Files { dir, names } => {
                 for name in names {
                     let _ = rustix::fs::unlinkat(&*dir, name.as_str(), AtFlags::empty());
@@ -334,10 +335,20 @@ impl Drop for Carrier {
     }
 }
 
-/// Ends a child of ours and reaps it, so that no zombie is left to the target's pid 1.
-fn end(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
+/// Ends a child of ours and reaps it, so that no zombie is left to the target's pid 1. It is asked to end: without
+/// `CAP_KILL` nobody may kill a process of another user, its parent included.
+fn end(child: &mut Child, control: &UnixStream) {
+    let _ = (&*control).write_all(&GOODBYE);
+    let limit = Instant::now() + START;
+    let mut pause = Duration::from_micros(100);
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() > limit {
+            let _ = child.kill();
+            return;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
 }
 
 /// Whether a child can stand where the target looks; if so, whether it has to be born in another PID namespace.
@@ -489,9 +500,12 @@ fn carry(orders: &Orders) -> io::Result<()> {
     let mut request = None;
     let mut message = [0; 24];
     while control.read_exact(&mut message).is_ok() {
+        if message == GOODBYE {
+            return Ok(());
+        }
         request = Some(words::<3>(&message));
     }
-    // The sidecar is gone: whoever ends a carrier in good order kills it.
+    // The sidecar is gone: whoever ends a carrier in good order says goodbye.
     while !ended(&pidfd) && !finished(&result) && Instant::now() < end_of_life {
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         let _ = rustix::event::poll(
