@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sidewinder_e2e::cluster::{self, Cluster};
-use sidewinder_e2e::{cache, command};
+use sidewinder_e2e::{cache, command, images};
 
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: sleeper}\nspec:\n  containers:\n  - {name: main, image: 'localhost/pause:1', imagePullPolicy: Never}\n";
 
@@ -237,4 +237,36 @@ fn what_is_no_image_is_refused_with_its_name() {
     if let Ok(version) = version {
         assert!(version.contains("Server Version"), "{version}");
     }
+}
+
+#[test]
+fn a_pod_runs_the_python_of_the_workloads_image_with_its_packages() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::up_linked(&folder.path().join("cluster")).unwrap();
+    let image = images::workloads("3.14").unwrap();
+    cluster.load_image(&image).unwrap();
+    let code = "import sys, gevent, greenlet, uvloop; print(sys.version_info[:2])";
+    let name = image.name();
+    let image = format!("--image={name}");
+    cluster
+        .kubectl([
+            "run",
+            "python",
+            "--restart=Never",
+            "--image-pull-policy=Never",
+            &image,
+            "--",
+            "-c",
+            code,
+        ])
+        .unwrap();
+    cluster
+        .kubectl([
+            "wait",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "pod/python",
+            "--timeout=30s",
+        ])
+        .unwrap();
+    assert_eq!(cluster.kubectl(["logs", "python"]).unwrap(), "(3, 14)");
 }
