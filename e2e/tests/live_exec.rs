@@ -292,16 +292,21 @@ fn a_forked_copy_ends_with_the_script() {
 
 #[test]
 fn a_signal_that_a_script_consumed_reaches_the_application() {
-    let target = Target::start(
-        "print('ready', flush=True)\ntry:\n    while True: pass\nexcept KeyboardInterrupt: print('application', flush=True)\nwhile True: pass",
-    );
-    let (_, answer) = target.exec(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)",
-        &[],
-    );
-    assert_eq!(answer["exception"]["type"], "KeyboardInterrupt", "{answer}");
-    assert_eq!(answer["signals"], serde_json::json!(["SIGINT"]));
-    assert_eq!(target.line(), "application");
+    for proc in [false, true] {
+        let target = Start {
+            program: "print('ready', flush=True)\ntry:\n    while True: pass\nexcept KeyboardInterrupt: print('application', flush=True)\nwhile True: pass",
+            proc,
+            ..Start::default()
+        }
+        .start();
+        let (_, answer) = target.exec(
+            "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)",
+            &[],
+        );
+        assert_eq!(answer["exception"]["type"], "KeyboardInterrupt", "{answer}");
+        assert_eq!(answer["signals"], serde_json::json!(["SIGINT"]));
+        assert_eq!(target.line(), "application");
+    }
 }
 
 #[test]

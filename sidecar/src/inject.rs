@@ -421,7 +421,7 @@ impl Run<'_> {
         self.outcome.duration_milliseconds = milliseconds(began.elapsed());
         for signal in self.answer.signals() {
             // The application never saw it: it came while the script ran.
-            if let Err(error) = self.process.interrupt() {
+            if let Err(error) = carrier.interrupt(self.process) {
                 self.answer.note(&format!(
                     "{signal} came while the script ran and could not be sent again: {error}"
                 ));

@@ -44,6 +44,8 @@ const FOLDERS: [&str; 3] = ["/dev/shm", "/tmp", "/var/tmp"];
 const START: Duration = Duration::from_secs(5);
 /// What a carrier is told when nothing is armed any more.
 const GOODBYE: [u8; 24] = [0; 24];
+/// What a carrier is told when the target is to get the `SIGINT` that a script consumed.
+const INTERRUPT: [u8; 24] = [0xff; 24];
 /// How a result ends: the record that says so. The wrapper writes it last.
 pub const END_RECORD: [u8; 9] = *b"F\0\0\0\0\0\0\0\0";
 
@@ -302,6 +304,18 @@ impl Carrier {
         self.script.write_all_at(text, 0)
     }
 
+    /// Sends the target the `SIGINT` that it should have had and that a script consumed. As its own user: the sidecar
+    /// may lack `CAP_KILL`.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn interrupt(&self, process: &Process) -> io::Result<()> {
+        match &self.holder {
+            Holder::Child { control, .. } => (&*control).write_all(&INTERRUPT),
+            Holder::Files { .. } => process.interrupt(),
+        }
+    }
+
     /// Tells the carrier what to take back should this process be killed.
     ///
     /// # Errors
@@ -502,6 +516,10 @@ fn carry(orders: &Orders) -> io::Result<()> {
     while control.read_exact(&mut message).is_ok() {
         if message == GOODBYE {
             return Ok(());
+        }
+        if message == INTERRUPT {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::INT);
+            continue;
         }
         request = Some(words::<3>(&message));
     }
