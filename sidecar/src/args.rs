@@ -76,7 +76,7 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value_t = TextOrJson::Text)]
         output: TextOrJson,
     },
-    /// Record the memory pages that a snapshot reads, for a bug report or a test.
+    /// Record the memory that a snapshot reads, without the values of local variables, for a bug report or a test.
     Record {
         /// The process.
         #[arg(long, value_name = "N")]

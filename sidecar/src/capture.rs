@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sidewinder_decode::memory::PageCache;
 use sidewinder_decode::remote_exec;
 use sidewinder_decode::runtime::{GilState, Runtime};
-use sidewinder_decode::{OsThread, ReadError};
+use sidewinder_decode::{Addr, Memory, OsThread, ReadError};
 use sidewinder_linux::stop::{StopError, StopGuard, stop};
 use sidewinder_linux::{Process, SchedStat};
 
@@ -52,7 +52,23 @@ pub enum CaptureError {
 }
 
 /// The memory of a target that stands still, each page read once.
-pub type Still<'a> = PageCache<&'a Process>;
+pub type Still<'a> = PageCache<InTime<'a>>;
+
+/// A target's memory until a moment: a walk through hostile memory ends by counts, which may still be long.
+#[derive(Debug)]
+pub struct InTime<'a> {
+    process: &'a Process,
+    until: Instant,
+}
+
+impl Memory for InTime<'_> {
+    fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), ReadError> {
+        if Instant::now() >= self.until {
+            return Err(ReadError::Fault { at, len: buf.len() });
+        }
+        self.process.read(at, buf)
+    }
+}
 
 /// What must not change while nobody is stopped.
 #[derive(PartialEq)]
@@ -65,10 +81,18 @@ struct Activity {
 struct Reader<'a> {
     process: &'a Process,
     runtime: &'a Runtime,
+    until: Instant,
     paused: Duration,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn still(&self) -> Still<'a> {
+        PageCache::new(InTime {
+            process: self.process,
+            until: self.until,
+        })
+    }
+
     fn gils(&self) -> Result<Vec<GilState>, ReadError> {
         self.runtime.gil(self.process)
     }
@@ -140,6 +164,7 @@ pub fn capture<T>(
     let mut reader = Reader {
         process,
         runtime,
+        until: deadline,
         paused: Duration::ZERO,
     };
     for _ in 0..ATTEMPTS {
@@ -159,7 +184,7 @@ pub fn capture<T>(
             if before.gils.iter().any(|gil| gil.locked) {
                 continue;
             }
-            let value = read(&PageCache::new(process), &threads);
+            let value = read(&reader.still(), &threads);
             if reader.activity(&python)? == before {
                 return Ok(Capture {
                     value,
@@ -182,7 +207,7 @@ pub fn capture<T>(
             still_holding?;
             continue;
         }
-        let value = read(&PageCache::new(process), &threads);
+        let value = read(&reader.still(), &threads);
         if reader.release(guard) {
             return Ok(Capture {
                 value,
@@ -211,7 +236,7 @@ fn all_stopped<T>(
             }
             Err(error) => return torn(&reader, error, read),
         };
-        let value = read(&PageCache::new(reader.process), &threads);
+        let value = read(&reader.still(), &threads);
         let held = reader.release(guard);
         return Ok(Capture {
             value,
@@ -232,7 +257,7 @@ fn torn<T>(
     read: &mut impl FnMut(&Still<'_>, &[OsThread]) -> T,
 ) -> Result<Capture<T>, CaptureError> {
     let threads = reader.process.threads()?;
-    let value = read(&PageCache::new(reader.process), &threads);
+    let value = read(&reader.still(), &threads);
     Ok(Capture {
         value,
         paused: reader.paused,

@@ -289,15 +289,16 @@ fn record(pid: i32, out: &Path) -> anyhow::Result<ExitCode> {
         Instant::now() + READ_LIMIT,
         |still, threads| {
             let recorder = Recorder::new(still, IMAGE_PAGES);
-            // What a reader of the image will ask for: the search, then both snapshots, with and without locals.
+            // What a reader of the image will ask for: the search, then both snapshots, names and types of locals
+            // included, their values not: a recording travels in bug reports.
             let _ = Runtime::locate(&recorder, &mappings, &found.process);
-            let _ = sidewinder_decode::stacks(&recorder, runtime, threads, Locals::Values, &limits);
+            let _ = sidewinder_decode::stacks(&recorder, runtime, threads, Locals::Types, &limits);
             let _ = sidewinder_decode::tasks(&recorder, runtime, threads, &limits);
             Image::new(
                 mappings.clone(),
                 threads.to_vec(),
                 &found.process,
-                recorder.into_pages(),
+                recorder.into_touched(),
             )
         },
     )?;
