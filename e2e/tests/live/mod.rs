@@ -183,7 +183,7 @@ impl Start<'_> {
         }
         shell.push_str("exec chroot ");
         if let Some((uid, gid, group)) = self.user {
-            shell.push_str(&format!("--userspec={uid}:{gid} --groups={group} "));
+            shell += &format!("--userspec={uid}:{gid} --groups={group} ");
         }
         shell.push_str("\"$root\" \"$@\"");
         let mut command = Command::new("unshare");
