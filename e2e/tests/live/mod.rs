@@ -183,7 +183,8 @@ impl Start<'_> {
         }
         shell.push_str("exec chroot ");
         if let Some((uid, gid, group)) = self.user {
-            shell += &format!("--userspec={uid}:{gid} --groups={group} ");
+            let user = format!("--userspec={uid}:{gid} --groups={group} ");
+            shell.push_str(&user);
         }
         shell.push_str("\"$root\" \"$@\"");
         let mut command = Command::new("unshare");
