@@ -51,9 +51,14 @@ pub fn build() -> Result<Images> {
     })
 }
 
+/// The sidecar's static binary, as it is in its image.
+pub fn sidecar_binary() -> Result<PathBuf> {
+    static_binary("sidewinder-sidecar", "sidecar")
+}
+
 /// The sidecar's image: its static binary and the folder for the agent's socket.
 pub fn sidecar() -> Result<Image> {
-    let binary = static_binary("sidewinder-sidecar", "sidecar")?;
+    let binary = sidecar_binary()?;
     let mut layer = Layer::new();
     layer.file("sidewinder-sidecar", 0o755, &read(&binary)?)?;
     layer.folder("run", 0o755)?;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use sidewinder_e2e::cluster::{self, Cluster, node, supervisor};
 use sidewinder_e2e::deploy::{self, Destination};
-use sidewinder_e2e::{check, demo, images, python, tools};
+use sidewinder_e2e::{bench, check, demo, images, python, tools};
 
 /// The real cluster, the images, the tests and the benchmarks of Sidewinder.
 #[derive(Parser)]
@@ -40,6 +40,13 @@ enum Commands {
     Python {
         /// 3.14 or 3.15
         version: String,
+    },
+    /// Measure, side by side with the peers, and print the tables of docs/performance.md
+    Bench {
+        /// One benchmark; all of them otherwise
+        name: Option<bench::Name>,
+        #[command(flatten)]
+        own: Own,
     },
     /// A stuck service in a real Kubernetes, one DebugSession for each action, and the answers
     Demo {
@@ -163,6 +170,10 @@ fn run(command: Commands) -> Result<ExitCode> {
             for image in [images.operator, images.sidecar] {
                 println!("{} {}", image.archive.display(), image.name());
             }
+        }
+        Commands::Bench { name, own } => {
+            let own = own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load));
+            bench::run(name, &bench::Where { own })?;
         }
         Commands::Demo { dir, own, keep } => demo::run(demo::Options {
             dir: dir.dir.map_or_else(demo::default_dir, Ok)?,
