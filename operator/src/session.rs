@@ -9,17 +9,17 @@ pub mod observe;
 pub mod plan;
 pub mod result;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::Api;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use sidewinder_crds::{DebugSession, DebugSessionStatus};
 use sidewinder_model::Reason;
@@ -350,6 +350,42 @@ fn error_policy<C: Connect>(
     Action::requeue(Duration::from_secs(5))
 }
 
+/// Tells the running tasks of deleted sessions. The controller itself is not told: its own watch passes on what is
+/// there, not what went. Metadata is enough to know.
+async fn deletions<C: Connect>(supervisor: Arc<Supervisor<C>>, namespace: Option<String>) {
+    let client = supervisor.context.client.clone();
+    let sessions: Api<PartialObjectMeta<DebugSession>> = match &namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    // After a gap in the watch: what ran before the new list was asked for and is not on it is gone.
+    let mut missing = HashSet::new();
+    let mut events = watcher(sessions, watcher::Config::default())
+        .default_backoff()
+        .boxed();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => {
+                missing = supervisor.running().keys().cloned().collect();
+            }
+            Ok(watcher::Event::InitApply(session)) => {
+                missing.remove(&session.uid().unwrap_or_default());
+            }
+            Ok(watcher::Event::InitDone) => {
+                supervisor.deleted(|running| missing.contains(running));
+                missing.clear();
+            }
+            Ok(watcher::Event::Apply(_)) => {}
+            Ok(watcher::Event::Delete(session)) => {
+                let gone = session.uid().unwrap_or_default();
+                supervisor.deleted(|running| running == gone);
+            }
+            // The watcher starts again by itself, after a pause.
+            Err(failed) => debug!(error = %describe(&failed), "the watch of deletions failed"),
+        }
+    }
+}
+
 /// Runs the controller until `stop` is cancelled. Sessions that are under way then are left as they are: their agents
 /// go on, and whoever leads next takes them up from their status.
 pub async fn run<C: Connect>(
@@ -379,6 +415,7 @@ pub async fn run<C: Connect>(
             }
         }
     };
+    let deletions = deletions(Arc::clone(&supervisor), namespace);
     let controller = Controller::new(sessions, watcher::Config::default())
         .with_config(controller::Config::default().concurrency(32))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
@@ -386,11 +423,8 @@ pub async fn run<C: Connect>(
         .for_each(|result| {
             match result {
                 Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
-                // A deleted session is asked for once more, and not found.
-                Err(controller::Error::ObjectNotFound(gone)) => {
-                    let gone = gone.extra.uid.clone().unwrap_or_default();
-                    supervisor.deleted(|running| running == gone);
-                }
+                // It was deleted meanwhile.
+                Err(controller::Error::ObjectNotFound(_)) => {}
                 Err(failed) => warn!(error = %describe(&failed), "the watch of sessions failed"),
             }
             std::future::ready(())
@@ -398,6 +432,7 @@ pub async fn run<C: Connect>(
     tokio::select! {
         () = controller => {}
         () = sweeping => {}
+        () = deletions => {}
     }
     stop.cancel();
     supervisor.tasks.close();
