@@ -90,7 +90,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         server.await
     };
     match tokio::time::timeout(SHUTDOWN_LIMIT, ending).await {
-        Ok(Ok(served)) => served.context("the HTTP server failed")?,
+        Ok(Ok(result)) => result.context("the HTTP server failed")?,
         Ok(Err(error)) => warn!(%error, "the HTTP server did not end well"),
         Err(_) => warn!("not everything ended in time"),
     }

@@ -9,7 +9,7 @@ use crate::inject::SidecarImage;
 use crate::session::Settings;
 use crate::session::result::Sensitive;
 
-/// The controller of DebugSessions.
+/// The controller of `DebugSession`s.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "sidewinder-operator", version)]
 pub struct Args {

@@ -9,7 +9,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// The first and the longest pause between tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How long an API server that is away is waited for.
-const OUTAGE_LIMIT: Duration = Duration::from_secs(15 * 60);
+const OUTAGE_LIMIT: Duration = Duration::from_mins(15);
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]

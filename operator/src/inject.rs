@@ -298,7 +298,7 @@ fn same_capabilities(pod: &Pod, target: &str, user: i64) -> Capabilities {
 }
 
 /// Whether a container that stands in a pod is what we would write. The pull policy does not count: clusters may
-/// force it (the AlwaysPullImages admission plugin), and it changes nothing about what runs.
+/// force it (the `AlwaysPullImages` admission plugin), and it changes nothing about what runs.
 pub fn same_spec(found: &EphemeralContainer, ours: &EphemeralContainer) -> bool {
     normal(found) == normal(ours)
 }

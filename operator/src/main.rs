@@ -1,4 +1,4 @@
-//! The controller of DebugSessions.
+//! The controller of `DebugSession`s.
 
 use clap::Parser;
 use sidewinder_operator::args::Args;

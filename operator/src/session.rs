@@ -40,7 +40,7 @@ use crate::relay::connect::Connect;
 use crate::relay::pool::Pool;
 
 /// How long a refusal by admission is believed before it is tried again.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(60);
+const REFUSAL_LIMIT: Duration = Duration::from_mins(1);
 /// How many refusals are remembered.
 const MAX_REFUSALS: usize = 4096;
 /// The pause before a session whose task failed is taken up again, and the longest one.
@@ -340,6 +340,10 @@ async fn reconcile<C: Connect>(
     Ok(Action::await_change())
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the signature is the controller's"
+)]
 fn error_policy<C: Connect>(
     _: Arc<DeserializeGuard<DebugSession>>,
     failed: &Error,
@@ -422,9 +426,11 @@ pub async fn run<C: Connect>(
         .run(reconcile, error_policy, Arc::clone(&supervisor))
         .for_each(|result| {
             match result {
-                Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
-                // It was deleted meanwhile.
-                Err(controller::Error::ObjectNotFound(_)) => {}
+                // Failures were logged by the error policy; an object that is not found was deleted meanwhile.
+                Ok(_)
+                | Err(
+                    controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_),
+                ) => {}
                 Err(failed) => warn!(error = %describe(&failed), "the watch of sessions failed"),
             }
             std::future::ready(())

@@ -125,9 +125,9 @@ impl FakeApi {
         self.changed.send_replace(version);
     }
 
-    pub(crate) fn change(&self, path: &str, patch: Value) {
+    pub(crate) fn change(&self, path: &str, difference: Value) {
         let mut object = self.get(path).expect("no such object");
-        merge(&mut object, patch);
+        merge(&mut object, difference);
         self.put(path, &object);
     }
 
@@ -180,9 +180,9 @@ impl FakeApi {
                 changes.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(std::time::Duration::from_secs(300), wait).await {
+        match tokio::time::timeout(std::time::Duration::from_mins(5), wait).await {
             Ok(object) => object,
-            Err(_) => panic!("never came true of {path}: {:#?}", self.get(path)),
+            Err(late) => panic!("{late}: never came true of {path}: {:#?}", self.get(path)),
         }
     }
 

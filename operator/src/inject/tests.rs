@@ -1,4 +1,5 @@
 //! Which containers come out, and which pods are refused.
+#![expect(clippy::needless_pass_by_value, reason = "json! makes values")]
 
 use serde_json::{Value, json};
 

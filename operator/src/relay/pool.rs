@@ -11,7 +11,7 @@ use super::{Agent, RelayError};
 use crate::metrics::Traffic;
 
 /// How long a stream that nobody uses stays open.
-pub const IDLE_LIMIT: Duration = Duration::from_secs(5 * 60);
+pub const IDLE_LIMIT: Duration = Duration::from_mins(5);
 /// How many streams stay open at most; each costs a connection, a process in the pod and its buffers.
 pub const MAX_OPEN: usize = 256;
 

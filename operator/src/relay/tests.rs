@@ -276,11 +276,9 @@ async fn an_agent_that_answers_pings_may_work_for_long() {
         peer.next().await;
         let done = tokio::time::sleep(SILENCE_LIMIT * 10);
         tokio::pin!(done);
-        loop {
-            tokio::select! {
-                () = &mut done => break,
-                other = peer.next() => panic!("{other:?}"),
-            }
+        tokio::select! {
+            () = &mut done => {}
+            other = peer.next() => panic!("{other:?}"),
         }
         peer.send(&ToOperator::Finished {
             outcome: outcome("a", "late"),

@@ -399,6 +399,10 @@ impl<'a, C: Connect> Run<'a, C> {
         Ok(Flow::Continue)
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "everything that can end one attempt, side by side"
+    )]
     async fn open(
         &mut self,
         step: &Step,
@@ -785,9 +789,10 @@ impl<'a, C: Connect> Run<'a, C> {
     }
 
     async fn end(&mut self, end: &End) -> Result<Flow, Error> {
-        let notes = match self.observed.refused.is_empty() {
-            true => String::new(),
-            false => format!("; {}", plan::refusals(&self.observed.refused)),
+        let notes = if self.observed.refused.is_empty() {
+            String::new()
+        } else {
+            format!("; {}", plan::refusals(&self.observed.refused))
         };
         let now = Timestamp::now();
         let base = DebugSession {
@@ -806,10 +811,9 @@ impl<'a, C: Connect> Run<'a, C> {
         );
         let documents = std::mem::take(&mut finished.documents);
         for (place, document) in &documents {
-            self.context
-                .metrics
-                .result_bytes
-                .observe(document.json.len() as f64);
+            self.context.metrics.result_bytes.observe(f64::from(
+                u32::try_from(document.json.len()).unwrap_or(u32::MAX),
+            ));
             let (secrets, reference) = match document.secrets(&self.session) {
                 Ok(stored) => stored,
                 Err(error) => {
@@ -956,3 +960,6 @@ fn pause(error: &RelayError, elapsed: Duration) -> Duration {
         _ => 500,
     })
 }
+
+#[cfg(test)]
+mod tests;

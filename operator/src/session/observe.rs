@@ -58,9 +58,8 @@ pub fn pod_changes(client: &Client, session: &DebugSession) -> BoxStream<'static
                 }
                 Ok(watcher::Event::Delete(_)) => Some(None),
                 Ok(watcher::Event::InitDone) if !*seen => Some(None),
-                Ok(watcher::Event::InitDone) => None,
-                // The watcher starts again by itself, after a pause.
-                Err(_) => None,
+                // After an error the watcher starts again by itself, after a pause.
+                Ok(watcher::Event::InitDone) | Err(_) => None,
             };
             std::future::ready(Some(change))
         })
@@ -115,22 +114,20 @@ pub async fn script(
                 Err(error) => return Err(error),
             };
             let data = map.data.unwrap_or_default();
-            match data.get(&key.key) {
-                Some(script) => script.clone(),
-                None => {
-                    let keys: Vec<_> = data.keys().map(String::as_str).collect();
-                    return Ok(refused(format!(
-                        "ConfigMap {} has no key {} (it has: {})",
-                        key.name,
-                        key.key,
-                        if keys.is_empty() {
-                            "none".to_owned()
-                        } else {
-                            keys.join(", ")
-                        }
-                    )));
-                }
-            }
+            let Some(script) = data.get(&key.key) else {
+                let keys: Vec<_> = data.keys().map(String::as_str).collect();
+                return Ok(refused(format!(
+                    "ConfigMap {} has no key {} (it has: {})",
+                    key.name,
+                    key.key,
+                    if keys.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        keys.join(", ")
+                    }
+                )));
+            };
+            script.clone()
         }
         _ => return Ok(refused("the session names no script".to_owned())),
     };

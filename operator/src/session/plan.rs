@@ -19,9 +19,9 @@ use crate::inject::{self, Refusal, Resident, ResidentState, SidecarImage};
 use crate::relay::RelayError;
 
 /// How long a pod or container that does not run yet is waited for, from the session's start.
-pub const POD_LIMIT: Duration = Duration::from_secs(60);
+pub const POD_LIMIT: Duration = Duration::from_mins(1);
 /// How long getting the sidecar in, or back to it, may take.
-pub const ENTER_LIMIT: Duration = Duration::from_secs(60);
+pub const ENTER_LIMIT: Duration = Duration::from_mins(1);
 /// How much longer than the action's own timeout an answer is waited for: the agent ends the action itself and
 /// reports where the threads stood.
 pub const ANSWER_GRACE: Duration = Duration::from_secs(20);
@@ -754,6 +754,7 @@ fn bare_id(container_id: &str) -> &str {
 }
 
 /// The action was, or may have been, given to an agent and must not begin anywhere else.
+#[expect(clippy::too_many_lines, reason = "one case after the other")]
 fn resume(
     session: &DebugSession,
     observed: &Observed,

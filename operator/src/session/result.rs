@@ -58,6 +58,10 @@ pub struct Finished {
 ///
 /// `target` is the entry that holds what is known of pod, container and sidecar; `notes` is said in the `Attached`
 /// condition, for example which way was refused first.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one field and one condition after the other"
+)]
 pub fn finish(
     session: &DebugSession,
     end: &End,
@@ -152,10 +156,10 @@ pub fn finish(
         set(conditions::ATTACHED, false, reason, message.clone());
     }
     if runs_code {
-        let states = || status.targets.iter().filter_map(|target| target.disarmed);
-        let state = if states().any(|state| state == DisarmState::StillArmed) {
+        let armed = || status.targets.iter().filter_map(|target| target.disarmed);
+        let state = if armed().any(|state| state == DisarmState::StillArmed) {
             Reason::StillArmed
-        } else if states().any(|state| state == DisarmState::Disarmed) {
+        } else if armed().any(|state| state == DisarmState::Disarmed) {
             Reason::Disarmed
         } else {
             Reason::NotArmed

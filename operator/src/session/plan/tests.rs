@@ -1,4 +1,5 @@
 //! The decisions, as tables, and what must hold whatever happens.
+#![expect(clippy::needless_pass_by_value, reason = "json! makes values")]
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -205,18 +206,15 @@ fn the_first_use_adds_a_sidecar_in_the_way_that_is_allowed() {
             ..seeing(pod(json!({})))
         };
         let step = decide(&session(json!({"stacks": {}, "attach": attach})), &observed);
-        match expected {
-            Some(wanted) => {
-                let Step::Inject { way, container } = step else {
-                    panic!("{attach}: {step:?}")
-                };
-                assert_eq!(way, wanted, "{attach}");
-                assert_eq!(container.name, "sidewinder-app-1");
-            }
-            None => {
-                assert_eq!(reason_of(&step), Reason::PodSecurityForbidden);
-                assert!(words_of(&step).contains("violates PodSecurity"));
-            }
+        if let Some(wanted) = expected {
+            let Step::Inject { way, container } = step else {
+                panic!("{attach}: {step:?}")
+            };
+            assert_eq!(way, wanted, "{attach}");
+            assert_eq!(container.name, "sidewinder-app-1");
+        } else {
+            assert_eq!(reason_of(&step), Reason::PodSecurityForbidden);
+            assert!(words_of(&step).contains("violates PodSecurity"));
         }
     }
 }
