@@ -214,8 +214,8 @@ impl FakeApi {
         match parts.method {
             Method::GET if query.contains("watch=true") => self.watch(&path, &query),
             Method::GET => self.read(&path, &query),
-            Method::POST => self.create(&path, body),
-            Method::PATCH => self.patch(&path, &query, body),
+            Method::POST => self.create(&path, &body),
+            Method::PATCH => self.patch(&path, &query, &body),
             Method::DELETE => self.delete(&path, &body),
             other => panic!("{other} {path}"),
         }
@@ -288,11 +288,15 @@ impl FakeApi {
                             Some(before) if before != object => "MODIFIED",
                             Some(_) => continue,
                         };
-                        lines += &format!("{}\n", json!({"type": kind, "object": object}));
+                        lines.push_str(&json!({"type": kind, "object": object}).to_string());
+                        lines.push('\n');
                     }
                     for (uid, object) in &known {
                         if !now.contains_key(uid) {
-                            lines += &format!("{}\n", json!({"type": "DELETED", "object": object}));
+                            lines.push_str(
+                                &json!({"type": "DELETED", "object": object}).to_string(),
+                            );
+                            lines.push('\n');
                         }
                     }
                     if !lines.is_empty() {
@@ -307,7 +311,7 @@ impl FakeApi {
         Response::new(Answer::from_stream(events))
     }
 
-    fn create(&self, path: &str, object: Value) -> Response<Answer> {
+    fn create(&self, path: &str, object: &Value) -> Response<Answer> {
         let name = object["metadata"]["name"].as_str().map_or_else(
             || format!("generated-{}", self.store().version),
             str::to_owned,
@@ -316,11 +320,11 @@ impl FakeApi {
         if self.get(&key).is_some() {
             return refusal(409, "AlreadyExists", &format!("{key} already exists"));
         }
-        self.put(&key, &object);
-        respond(201, &object)
+        self.put(&key, object);
+        respond(201, object)
     }
 
-    fn patch(&self, path: &str, query: &str, body: Value) -> Response<Answer> {
+    fn patch(&self, path: &str, query: &str, body: &Value) -> Response<Answer> {
         let (key, subresource) = path.rsplit_once('/').unwrap();
         let Some(mut object) = self.get(key) else {
             return refusal(404, "NotFound", &format!("{key} not found"));
