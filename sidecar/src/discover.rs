@@ -37,14 +37,30 @@ pub struct Discovery {
     pub found: Vec<Found>,
     /// Processes that could not be looked into.
     pub closed: Vec<Closed>,
+    /// The first few processes that carry no Python, in words.
+    others: Vec<String>,
+    /// How many those are.
+    foreign: usize,
+}
+
+/// How many processes without a Python a message lists.
+const LISTED: usize = 8;
+
+/// Whether this is an agent, a relay or a carrier of ours.
+fn is_ours(command: &[String]) -> bool {
+    command
+        .first()
+        .is_some_and(|program| program.rsplit('/').next() == Some("sidewinder-sidecar"))
 }
 
 /// What one process is.
 enum Kind {
     Python(Box<Found>),
     Closed(Closed),
-    /// No Python, ended meanwhile, or ours.
-    Other,
+    /// No Python; its arguments.
+    Foreign(Vec<String>),
+    /// Ended meanwhile.
+    Gone,
 }
 
 /// The reason for which something about a process could not be done.
@@ -92,7 +108,7 @@ fn look(process: Process) -> Kind {
                 message,
             });
         }
-        Err(_) => return Kind::Other,
+        Err(_) => return Kind::Gone,
     };
     match Runtime::locate(&process, &mappings, &process) {
         Ok(runtime) => Kind::Python(Box::new(Found {
@@ -100,9 +116,8 @@ fn look(process: Process) -> Kind {
             command,
             python: Ok(runtime),
         })),
-        Err(
-            LocateError::NotPython | LocateError::Read(ReadError::Gone | ReadError::Fault { .. }),
-        ) => Kind::Other,
+        Err(LocateError::NotPython) => Kind::Foreign(command),
+        Err(LocateError::Read(ReadError::Gone | ReadError::Fault { .. })) => Kind::Gone,
         Err(LocateError::Read(ReadError::Denied)) => {
             let (reason, message) = denied(&process);
             Kind::Closed(Closed {
@@ -121,10 +136,21 @@ fn look(process: Process) -> Kind {
 
 impl Discovery {
     fn add(&mut self, process: Process) {
+        let process_id = process.ns_pid();
         match look(process) {
             Kind::Python(found) => self.found.push(*found),
             Kind::Closed(closed) => self.closed.push(closed),
-            Kind::Other => {}
+            Kind::Foreign(command) => {
+                if !is_ours(&command) {
+                    self.foreign = self.foreign.saturating_add(1);
+                    if self.others.len() < LISTED {
+                        let command = line(&command.join(" "));
+                        self.others
+                            .push(format!("{} ({})", process_id, clip(&command, 80)));
+                    }
+                }
+            }
+            Kind::Gone => {}
         }
     }
 
@@ -164,6 +190,15 @@ impl Discovery {
         let mut discovery = Self::default();
         discovery.add(Process::open(pid)?);
         Ok(discovery)
+    }
+
+    /// What runs here instead of a Python, in words, so that whoever named the wrong container sees it.
+    pub fn instead(&self) -> Option<String> {
+        let more = match self.foreign.saturating_sub(self.others.len()) {
+            0 => String::new(),
+            more => format!(", {more} more"),
+        };
+        (!self.others.is_empty()).then(|| format!("there are: {}{more}", self.others.join(", ")))
     }
 
     /// What [`crate::select::select`] needs to know.
@@ -274,5 +309,25 @@ mod tests {
         ));
         assert!(!belongs_elsewhere("0::/", "aaaa", "0::/"));
         assert!(!belongs_elsewhere("0::/../x", "aaaa", "0::/"));
+    }
+
+    #[test]
+    fn what_runs_instead_of_a_python_is_listed_up_to_a_few() {
+        let mut discovery = Discovery::default();
+        assert_eq!(discovery.instead(), None);
+        discovery.others = vec!["1 (sleep infinity)".to_owned()];
+        discovery.foreign = 3;
+        assert_eq!(
+            discovery.instead().as_deref(),
+            Some("there are: 1 (sleep infinity), 2 more")
+        );
+    }
+
+    #[test]
+    fn our_own_processes_are_not_what_runs_there() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(is_ours(&words("/sidewinder-sidecar relay")));
+        assert!(!is_ours(&words("/bin/sh -c /sidewinder-sidecar")));
+        assert!(!is_ours(&[]));
     }
 }

@@ -96,7 +96,14 @@ fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
         request.action.runs_code(),
     ) {
         Ok(chosen) => chosen,
-        Err(refusal) => return vec![TargetOutcome::failed(refusal.reason, refusal.message)],
+        Err(refusal) => {
+            let instead = discovery
+                .instead()
+                .filter(|_| discovery.found.is_empty())
+                .unwrap_or_default();
+            let message = join(&refusal.message, &instead);
+            return vec![TargetOutcome::failed(refusal.reason, message)];
+        }
     };
     chosen
         .indices
@@ -119,8 +126,8 @@ fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
 }
 
 fn join(first: &str, second: &str) -> String {
-    if first.is_empty() {
-        second.to_owned()
+    if first.is_empty() || second.is_empty() {
+        format!("{first}{second}")
     } else {
         format!("{first}; {second}")
     }

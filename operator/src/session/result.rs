@@ -417,7 +417,13 @@ fn entry(
             if withhold && outcome.reason.is_complete() {
                 let words = withheld_summary(exec);
                 target.summary = Some(words.clone());
-                target.message = Some(words);
+                // Of a success the message says at most which processes a default passed over.
+                let note = Some(outcome.message.as_str())
+                    .filter(|note| outcome.reason == Reason::Succeeded && !note.is_empty());
+                target.message = Some(match note {
+                    Some(note) => one_line(&format!("{words}; {note}"), MESSAGE_CHARS),
+                    None => words,
+                });
             }
         }
         Some(data) => {

@@ -14,6 +14,7 @@ use sidewinder_crds::names::{
 use sidewinder_crds::{DebugSession, ResultPart, ResultRef};
 use sidewinder_model::{Data, TargetOutcome};
 
+use super::FIELD_BYTES;
 use super::clip::clip_text;
 
 /// The largest document of one target, in bytes of JSON.
@@ -48,6 +49,17 @@ impl Document {
             };
         }
         let mut outcome = outcome.clone();
+        if let Some(Data::Exec(_)) = &outcome.data {
+            // It repeats the output that stands in the data: without it nothing is lost.
+            outcome.text = clip_text(&outcome.text, FIELD_BYTES);
+            let json = encode(&outcome);
+            if json.len() <= limit {
+                return Self {
+                    json,
+                    truncated: false,
+                };
+            }
+        }
         for text in [
             &mut outcome.message,
             &mut outcome.command,

@@ -400,6 +400,18 @@ fn a_document_comes_back_whole_from_its_secrets() {
 }
 
 #[test]
+fn output_that_fits_is_whole_although_the_text_repeats_it() {
+    let output = "x".repeat(10 * 1024 * 1024);
+    let document = Document::of(&ran(&output));
+    assert!(!document.truncated);
+    let kept: TargetOutcome = serde_json::from_slice(&document.json).unwrap();
+    let Some(Data::Exec(exec)) = kept.data else {
+        panic!("the data is gone");
+    };
+    assert_eq!(exec.stdout, output);
+}
+
+#[test]
 fn a_document_over_the_limit_is_cut_and_says_so() {
     let document = Document::of(&ran(&"\u{1}".repeat(20 * 1024 * 1024)));
     assert!(document.truncated);
