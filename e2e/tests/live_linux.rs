@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use live::{Start, Target};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use sidewinder_linux::Process;
 use sidewinder_linux::stop::{StopError, stop, stop_all};
 
 const BUSY: &str = "print('ready', flush=True)\nx = 0\nwhile True: x += 1";
@@ -185,4 +186,23 @@ fn a_mapped_file_is_opened_also_when_it_was_deleted() {
     let text = std::io::read_to_string(process.open_mapping(mapping).unwrap()).unwrap();
     assert_eq!(text, "the old build");
     std::fs::remove_file(live::root().join("tmp/mapped")).unwrap();
+}
+
+#[test]
+fn two_of_our_own_requests_take_turns_and_neither_takes_the_other_for_a_debugger() {
+    let target = Target::start(BUSY);
+    let (pid, tid) = (target.pid, main_tid(&target));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(move || {
+                let process = Process::open(pid).unwrap();
+                for _ in 0..50 {
+                    let guard = stop(&process, &[tid], Duration::from_secs(10)).unwrap();
+                    assert_eq!(process.thread_stat(tid).unwrap().state, 't');
+                    guard.release();
+                }
+            });
+        }
+    });
+    assert_eq!(target.process().status().unwrap().tracer, 0);
 }

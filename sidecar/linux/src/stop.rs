@@ -9,9 +9,10 @@
     reason = "nix's waitpid loses the status of a real-time signal, and its detach cannot send one"
 )]
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,38 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// `PTRACE_EVENT_STOP` as it stands in a wait status.
 const EVENT_STOP: i32 = 128;
+
+/// How long a stop waits for another one of this sidecar on the same process to end: stops are short and bounded.
+const MAX_TURN: Duration = Duration::from_millis(1500);
+
+/// The processes that this sidecar holds. A process has one tracer at a time, so two of our own requests take turns
+/// instead of taking each other for a foreign debugger.
+static HELD: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+static LET_GO: Condvar = Condvar::new();
+
+/// The right to hold a process, until dropped.
+#[derive(Debug)]
+struct Turn(i32);
+
+impl Turn {
+    /// `None` when another one of our stops did not end in time.
+    fn take(pid: i32) -> Option<Self> {
+        let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut held, _) = LET_GO
+            .wait_timeout_while(held, MAX_TURN, |held| held.contains(&pid))
+            .unwrap_or_else(PoisonError::into_inner);
+        held.insert(pid).then_some(Self(pid))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        HELD.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.0);
+        LET_GO.notify_all();
+    }
+}
 
 /// Why threads were not stopped. None of them is held any more.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +100,8 @@ pub struct StopGuard {
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     tids: Vec<u64>,
+    // Last, so that the next turn begins after this one's detach.
+    _turn: Turn,
 }
 
 /// What became of a stop.
@@ -103,6 +138,10 @@ enum Failure {
 /// # Errors
 /// [`StopError`]; no thread is held then.
 pub fn stop(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuard, StopError> {
+    let turn = Turn::take(process.pid()).ok_or_else(|| StopError::Traced {
+        pid: process.pid(),
+        tracer: i32::try_from(std::process::id()).unwrap_or_default(),
+    })?;
     let status = process.status()?;
     if status.tracer != 0 {
         return Err(StopError::Traced {
@@ -126,6 +165,7 @@ pub fn stop(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuar
         thread: Some(thread),
         shared,
         tids: Vec::new(),
+        _turn: turn,
     };
     guard.hold(process, tids)?;
     Ok(guard)
