@@ -136,17 +136,16 @@ impl Cluster {
             );
         }
         // Through standard input: inside, the file may be hidden.
-        let said = command::text_from(
+        command::text_from(
             self.ctr()?.args(["images", "import", "-"]),
             file,
             LOAD_LIMIT,
         )
         .with_context(|| format!("cannot load {}", archive.display()))?;
-        Ok(said
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-            .map(str::to_owned)
-            .collect())
+        // What ctr prints is a progress display, which clips names.
+        let again = File::open(archive)
+            .with_context(|| format!("cannot open the image {}", archive.display()))?;
+        Ok(images::archive::names(again))
     }
 
     /// Loads an image unless the node has it: its name determines its content.

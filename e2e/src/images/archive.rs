@@ -200,6 +200,44 @@ pub fn image(
     Ok((digest, bytes))
 }
 
+/// The names of the images in an uncompressed tar, as its own lists give them; none in anything else.
+pub fn names(archive: impl std::io::Read) -> Vec<String> {
+    /// No list of names is longer.
+    const LIST: u64 = 1 << 20;
+    let mut found = std::collections::BTreeSet::new();
+    let mut archive = tar::Archive::new(archive);
+    for mut entry in archive
+        .entries()
+        .into_iter()
+        .flatten()
+        .map_while(std::io::Result::ok)
+    {
+        let pattern = match entry.path().ok().as_deref().and_then(Path::to_str) {
+            Some("manifest.json") => ["", "RepoTags"],
+            Some("index.json") => ["manifests", "io.containerd.image.name"],
+            _ => continue,
+        };
+        let list: Value =
+            serde_json::from_reader(std::io::Read::take(&mut entry, LIST)).unwrap_or_default();
+        let images = list
+            .get(pattern[0])
+            .unwrap_or(&list)
+            .as_array()
+            .into_iter()
+            .flatten();
+        for image in images {
+            let place = image.get("annotations").unwrap_or(image).get(pattern[1]);
+            let tags = place.into_iter().flat_map(|place| {
+                place
+                    .as_array()
+                    .map_or(std::slice::from_ref(place), Vec::as_slice)
+            });
+            found.extend(tags.filter_map(Value::as_str).map(str::to_owned));
+        }
+    }
+    found.into_iter().collect()
+}
+
 fn header(kind: EntryType, mode: u32) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
@@ -320,6 +358,16 @@ mod tests {
         assert_eq!(inside.get("program").unwrap(), &(0o755, b"binary".to_vec()));
         assert_eq!(inside.get("run/sidewinder/").unwrap().0, 0o1777);
         assert_eq!(inside.len(), 2);
+    }
+
+    #[test]
+    fn an_image_is_found_by_its_name_and_text_has_none() {
+        let (digest, tar) = sample();
+        assert_eq!(
+            names(tar.as_slice()),
+            [format!("localhost/x:{}", &digest[..12])]
+        );
+        assert_eq!(names(b"text".as_slice()), Vec::<String>::new());
     }
 
     #[test]
