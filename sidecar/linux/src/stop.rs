@@ -48,7 +48,11 @@ impl Turn {
         let (mut held, _) = LET_GO
             .wait_timeout_while(held, MAX_TURN, |held| held.contains(&pid))
             .unwrap_or_else(PoisonError::into_inner);
-        held.insert(pid).then_some(Self(pid))
+        if held.insert(pid) {
+            Some(Self(pid))
+        } else {
+            None
+        }
     }
 }
 
