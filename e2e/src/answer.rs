@@ -9,6 +9,8 @@ use sidewinder_crds::names::RESULT_SECRET_TYPE;
 use sidewinder_crds::{DebugSession, ResultRef, TargetStatus};
 use sidewinder_model::{Data, TargetOutcome};
 
+use crate::cache;
+
 /// The structured answer of a target, in the shape that the sidecar's own commands print.
 ///
 /// # Errors
@@ -117,8 +119,5 @@ pub async fn whole(
 
 /// SHA-256 in hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    cache::hex(&Sha256::digest(bytes))
 }

@@ -37,8 +37,8 @@ const SESSIONS: [(&str, &str); 4] = [
     ("e2e/demo/stacks.yaml", include_str!("../demo/stacks.yaml")),
     ("e2e/demo/script.yaml", include_str!("../demo/script.yaml")),
 ];
-const DELETION: Duration = Duration::from_secs(60);
-const HELM: Duration = Duration::from_secs(60);
+const DELETION: Duration = Duration::from_mins(1);
+const HELM: Duration = Duration::from_mins(1);
 
 /// What the caller chose.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub fn default_dir() -> Result<PathBuf> {
 ///
 /// # Errors
 /// Those of the first step that failed.
-pub fn run(options: Options) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -73,7 +73,7 @@ pub fn run(options: Options) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut stage = Stage::default();
         let outcome = tokio::select! {
-            outcome = play(&options, &mut stage) => outcome,
+            outcome = play(options, &mut stage) => outcome,
             _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
             _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
         };

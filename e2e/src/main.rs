@@ -175,7 +175,7 @@ fn run(command: Commands) -> Result<ExitCode> {
             let own = own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load));
             bench::run(name, &bench::Where { own })?;
         }
-        Commands::Demo { dir, own, keep } => demo::run(demo::Options {
+        Commands::Demo { dir, own, keep } => demo::run(&demo::Options {
             dir: dir.dir.map_or_else(demo::default_dir, Ok)?,
             own: own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load)),
             keep,
@@ -196,7 +196,7 @@ fn cluster(command: ClusterCommands) -> Result<ExitCode> {
         }
         ClusterCommands::Down(dir) => cluster::down(&dir.path()?)?,
         ClusterCommands::Kubeconfig(dir) => {
-            println!("{}", Cluster::running(&dir.path()?)?.kubeconfig().display())
+            println!("{}", Cluster::running(&dir.path()?)?.kubeconfig().display());
         }
         ClusterCommands::Load { archive, dir } => {
             for name in Cluster::running(&dir.path()?)?.load(&archive)? {

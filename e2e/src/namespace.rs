@@ -22,7 +22,7 @@ use crate::{session_client, watch};
 /// How long the namespace's own service account may take to appear: a pod needs it.
 const SERVICE_ACCOUNT: Duration = Duration::from_secs(30);
 /// How long an ephemeral container may take to start and end.
-const EPHEMERAL: Duration = Duration::from_secs(60);
+const EPHEMERAL: Duration = Duration::from_mins(1);
 /// How long a command in a container may take.
 const COMMAND: Duration = Duration::from_secs(20);
 /// How many of the last lines of each log are printed after a failure.

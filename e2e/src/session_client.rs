@@ -1,4 +1,4 @@
-//! Applying DebugSessions and waiting for what becomes of them.
+//! Applying sessions and waiting for what becomes of them.
 
 use std::time::Duration;
 

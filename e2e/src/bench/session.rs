@@ -22,7 +22,7 @@ const WARM: usize = 50;
 const REOPENED: usize = 20;
 const COLD: usize = 20;
 /// How long a bare ephemeral container may take to start.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 /// How often an exec into a container that does not run yet is tried, like the operator does.
 const RETRY: Duration = Duration::from_millis(20);
 

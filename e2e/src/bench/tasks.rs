@@ -18,7 +18,7 @@ use crate::{command, images, python, workload};
 /// How many tasks the processes have.
 const SIZES: [usize; 2] = [1_000, 10_000];
 const RUNS: usize = 20;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 pub(super) fn run() -> Result<()> {
     let root = python::root("3.14")?;

@@ -1,19 +1,22 @@
 //! What the demo prints: headings, commands, and text that is indented and cut where it gets long.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Stdout, Write as _};
 use std::time::Instant;
 
 /// The standard output as a page to read.
 pub(super) struct Page {
+    out: Stdout,
     colour: bool,
     since: Instant,
 }
 
 impl Page {
     pub(super) fn new() -> Self {
+        let out = std::io::stdout();
         Self {
-            colour: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+            colour: out.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
             since: Instant::now(),
+            out,
         }
     }
 
@@ -71,11 +74,11 @@ impl Page {
     }
 
     fn put(&mut self, text: &str) {
-        let mut stdout = std::io::stdout().lock();
         // Nobody reads any more: the demo still cleans up.
-        let _ = stdout
+        let _ = self
+            .out
             .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush());
+            .and_then(|()| self.out.flush());
     }
 }
 

@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use sidewinder_crds::conditions::{ACCEPTED, ATTACHED, DISARMED, RESULT_STORED};
 use sidewinder_crds::{
-    AsyncioFormat, AttachedAs, ConfigMapKey, DisarmState, Phase, RemoteExec, ScriptSource,
+    AsyncioFormat, AttachedAs, ConfigMapKey, DebugSession, DisarmState, Phase, RemoteExec,
+    ScriptSource,
 };
+use sidewinder_e2e::namespace::Target;
 use sidewinder_e2e::workload::line_of;
 use sidewinder_e2e::{answer, session_client as sessions};
 use sidewinder_model::{
@@ -24,172 +26,12 @@ fn tasks_of_a_stuck_service_show_who_waits_for_whom() {
             .start(&namespace.python("shop", "stuck_service.py"))
             .await?;
         let session = namespace.run(&sessions::tasks("tasks", "shop")).await?;
+        check_status_of_a_read(&session, &pod)?;
         let status = complete(&session, Reason::Succeeded)?;
-        ensure!(
-            status.phase == Some(Phase::Succeeded),
-            "the phase is {:?}",
-            status.phase
-        );
-        ensure!(status.observed_generation == session.metadata.generation);
-        condition(status, ACCEPTED, "True", &[Reason::Accepted])?;
-        condition(status, ATTACHED, "True", &[Reason::Attached])?;
-        condition(
-            status,
-            RESULT_STORED,
-            "True",
-            &[Reason::Inline, Reason::Stored],
-        )?;
-        ensure!(
-            !status.conditions.iter().any(|each| each.type_ == DISARMED),
-            "nothing ran, so nothing is disarmed"
-        );
-        ensure!(status.start_time.is_some() && status.completion_time.is_some());
-
         let target = one(status)?;
-        ensure!(target.pod_name == "shop" && target.pod_uid == pod.before.metadata.uid);
-        ensure!(
-            target.container.as_deref() == Some("app"),
-            "the container is {:?}",
-            target.container
-        );
-        ensure!(
-            target
-                .container_id
-                .as_deref()
-                .is_some_and(|id| id.starts_with("containerd://"))
-        );
-        ensure!(target.pid == Some(1), "the pid is {:?}", target.pid);
-        ensure!(
-            target
-                .command
-                .as_deref()
-                .is_some_and(|command| command.contains("stuck_service.py"))
-        );
-        ensure!(
-            target
-                .python
-                .as_deref()
-                .is_some_and(|python| python.starts_with("3.14.")),
-            "{:?}",
-            target.python
-        );
-        ensure!(
-            target.attach == Some(AttachedAs::Ptrace),
-            "attached as {:?}",
-            target.attach
-        );
-        ensure!(
-            target.node.is_some()
-                && target
-                    .sidecar
-                    .as_deref()
-                    .is_some_and(|name| name.starts_with("sidewinder-"))
-        );
-        ensure!(target.disarmed.is_none());
-        let paused = target
-            .paused_microseconds
-            .context("how long the target was held still is missing")?;
-        ensure!(
-            (1..100_000).contains(&paused),
-            "the target was held still for {paused} µs"
-        );
-
         let tasks: Tasks = data(namespace, &session, target).await?;
-        ensure!(tasks.problems.is_empty(), "{:?}", tasks.problems);
-        ensure!(tasks.cycles.is_empty());
-        let [event_loop] = tasks.loops.as_slice() else {
-            anyhow::bail!("{:?}", tasks.loops)
-        };
-        ensure!(
-            event_loop.running && event_loop.tid == Some(1) && event_loop.interpreter == 0,
-            "{event_loop:?}"
-        );
-
-        let names: BTreeMap<&str, &Task> = tasks
-            .tasks
-            .iter()
-            .map(|task| (task.name.as_str(), task))
-            .collect();
-        ensure!(names.len() == tasks.tasks.len(), "two tasks have one name");
-        let mut expected: Vec<String> =
-            (1..=17).map(|number| format!("request-{number}")).collect();
-        expected.extend((2..=17).map(|number| format!("charge-{number}")));
-        expected.extend(["charge", "settlement", "tick", "Task-1"].map(str::to_owned));
-        for name in &expected {
-            ensure!(names.contains_key(name.as_str()), "there is no task {name}");
-        }
-        // The bank's own handlers are tasks without a name that somebody chose: one for the charge, one for the exporter.
-        ensure!(names.len() == expected.len() + 2, "{:?}", names.keys());
-
-        let charge = task(&tasks, "charge")?;
-        ensure!(
-            charge.state == TaskState::Waiting
-                && charge.awaited_by == [task(&tasks, "request-1")?.id.clone()]
-        );
-        ensure!(charge.loop_id.as_ref() == Some(&event_loop.id) && charge.tid == Some(1));
-        frame(
-            &charge.coroutine,
-            "Service.charge",
-            "stuck_service.py",
-            line_of("stuck_service.py", "await reader.readline()")?,
-        )?;
-        let innermost = charge.coroutine.last().context("charge has no frame")?;
-        ensure!(
-            innermost.function == "StreamReader._wait_for_data",
-            "charge stands at {innermost:?}"
-        );
-        let waiting_for = charge
-            .waiting_for
-            .as_ref()
-            .context("charge waits for nothing")?;
-        ensure!(
-            waiting_for.kind == "Future" && waiting_for.id.starts_with("0x"),
-            "{waiting_for:?}"
-        );
-
-        for number in 2..=17 {
-            let behind = task(&tasks, &format!("charge-{number}"))?;
-            ensure!(behind.state == TaskState::Waiting, "{behind:?}");
-            ensure!(
-                behind.awaited_by == [task(&tasks, &format!("request-{number}"))?.id.clone()],
-                "{behind:?}"
-            );
-            frame(
-                &behind.coroutine,
-                "Pool.acquire",
-                "stuck_service.py",
-                line_of("stuck_service.py", "await self.free.acquire()")?,
-            )?;
-            ensure!(
-                behind
-                    .coroutine
-                    .last()
-                    .is_some_and(|innermost| innermost.function == "Semaphore.acquire")
-            );
-        }
-        let settlement = task(&tasks, "settlement")?;
-        for number in 1..=17 {
-            let request = task(&tasks, &format!("request-{number}"))?;
-            ensure!(request.awaited_by == [settlement.id.clone()], "{request:?}");
-            frame(
-                &request.coroutine,
-                "Service.handle",
-                "stuck_service.py",
-                line_of("stuck_service.py", "async with asyncio.TaskGroup()")?,
-            )?;
-        }
-        ensure!(
-            settlement.awaited_by == [task(&tasks, "Task-1")?.id.clone()],
-            "{settlement:?}"
-        );
-        ensure!(
-            settlement
-                .waiting_for
-                .as_ref()
-                .is_some_and(|on| on.kind == "_GatheringFuture"),
-            "{settlement:?}"
-        );
-
+        check_names(&tasks)?;
+        check_await_graph(&tasks)?;
         let text = answer::text(&namespace.client, &session, target).await?;
         ensure!(
             text.contains("request-17") && text.contains("stuck_service.py"),
@@ -197,11 +39,190 @@ fn tasks_of_a_stuck_service_show_who_waits_for_whom() {
         );
         let summary = status.summary.as_deref().unwrap_or_default();
         ensure!(
-            summary.contains(&format!("{} tasks in 1 loop", names.len())),
+            summary.contains(&format!("{} tasks in 1 loop", tasks.tasks.len())),
             "the summary is {summary:?}"
         );
         pod.check_untouched(namespace).await
     });
+}
+
+/// What the status of a read-only session says beside its answer.
+fn check_status_of_a_read(session: &DebugSession, pod: &Target) -> Result<()> {
+    let status = complete(session, Reason::Succeeded)?;
+    ensure!(
+        status.phase == Some(Phase::Succeeded),
+        "the phase is {:?}",
+        status.phase
+    );
+    ensure!(status.observed_generation == session.metadata.generation);
+    condition(status, ACCEPTED, "True", &[Reason::Accepted])?;
+    condition(status, ATTACHED, "True", &[Reason::Attached])?;
+    condition(
+        status,
+        RESULT_STORED,
+        "True",
+        &[Reason::Inline, Reason::Stored],
+    )?;
+    ensure!(
+        !status.conditions.iter().any(|each| each.type_ == DISARMED),
+        "nothing ran, so nothing is disarmed"
+    );
+    ensure!(status.start_time.is_some() && status.completion_time.is_some());
+
+    let target = one(status)?;
+    ensure!(target.pod_name == "shop" && target.pod_uid == pod.before.metadata.uid);
+    ensure!(
+        target.container.as_deref() == Some("app"),
+        "the container is {:?}",
+        target.container
+    );
+    ensure!(
+        target
+            .container_id
+            .as_deref()
+            .is_some_and(|id| id.starts_with("containerd://"))
+    );
+    ensure!(target.pid == Some(1), "the pid is {:?}", target.pid);
+    ensure!(
+        target
+            .command
+            .as_deref()
+            .is_some_and(|command| command.contains("stuck_service.py"))
+    );
+    ensure!(
+        target
+            .python
+            .as_deref()
+            .is_some_and(|python| python.starts_with("3.14.")),
+        "{:?}",
+        target.python
+    );
+    ensure!(
+        target.attach == Some(AttachedAs::Ptrace),
+        "attached as {:?}",
+        target.attach
+    );
+    ensure!(
+        target.node.is_some()
+            && target
+                .sidecar
+                .as_deref()
+                .is_some_and(|name| name.starts_with("sidewinder-"))
+    );
+    ensure!(target.disarmed.is_none());
+    let paused = target
+        .paused_microseconds
+        .context("how long the target was held still is missing")?;
+    ensure!(
+        (0..100_000).contains(&paused),
+        "the target was held still for {paused} µs"
+    );
+    Ok(())
+}
+
+/// Every task of the service has its name, and there is one event loop.
+fn check_names(tasks: &Tasks) -> Result<()> {
+    ensure!(tasks.problems.is_empty(), "{:?}", tasks.problems);
+    ensure!(tasks.cycles.is_empty());
+    let [event_loop] = tasks.loops.as_slice() else {
+        anyhow::bail!("{:?}", tasks.loops)
+    };
+    ensure!(
+        event_loop.running && event_loop.tid == Some(1) && event_loop.interpreter == 0,
+        "{event_loop:?}"
+    );
+
+    let names: BTreeMap<&str, &Task> = tasks
+        .tasks
+        .iter()
+        .map(|task| (task.name.as_str(), task))
+        .collect();
+    ensure!(names.len() == tasks.tasks.len(), "two tasks have one name");
+    let mut expected: Vec<String> = (1..=17).map(|number| format!("request-{number}")).collect();
+    expected.extend((2..=17).map(|number| format!("charge-{number}")));
+    expected.extend(["charge", "settlement", "tick", "Task-1"].map(str::to_owned));
+    for name in &expected {
+        ensure!(names.contains_key(name.as_str()), "there is no task {name}");
+    }
+    // The bank's own handlers are tasks without a name that somebody chose: one for the charge, one for the exporter.
+    ensure!(names.len() == expected.len() + 2, "{:?}", names.keys());
+    Ok(())
+}
+
+/// The charge of request 1 waits for the bank, all others for the pool, and the settlement for all.
+fn check_await_graph(tasks: &Tasks) -> Result<()> {
+    let charge = task(tasks, "charge")?;
+    ensure!(
+        charge.state == TaskState::Waiting
+            && charge.awaited_by == [task(tasks, "request-1")?.id.clone()]
+    );
+    ensure!(
+        charge.loop_id.as_ref() == tasks.loops.first().map(|each| &each.id)
+            && charge.tid == Some(1)
+    );
+    frame(
+        &charge.coroutine,
+        "Service.charge",
+        "stuck_service.py",
+        line_of("stuck_service.py", "return await reader.readline()")?,
+    )?;
+    let innermost = charge.coroutine.last().context("charge has no frame")?;
+    ensure!(
+        innermost.function == "StreamReader._wait_for_data",
+        "charge stands at {innermost:?}"
+    );
+    let waiting_for = charge
+        .waiting_for
+        .as_ref()
+        .context("charge waits for nothing")?;
+    ensure!(
+        waiting_for.kind == "Future" && waiting_for.id.starts_with("0x"),
+        "{waiting_for:?}"
+    );
+
+    for number in 2..=17 {
+        let behind = task(tasks, &format!("charge-{number}"))?;
+        ensure!(behind.state == TaskState::Waiting, "{behind:?}");
+        ensure!(
+            behind.awaited_by == [task(tasks, &format!("request-{number}"))?.id.clone()],
+            "{behind:?}"
+        );
+        frame(
+            &behind.coroutine,
+            "Pool.acquire",
+            "stuck_service.py",
+            line_of("stuck_service.py", "await self.free.acquire()")?,
+        )?;
+        ensure!(
+            behind
+                .coroutine
+                .last()
+                .is_some_and(|innermost| innermost.function == "Semaphore.acquire")
+        );
+    }
+    let settlement = task(tasks, "settlement")?;
+    for number in 1..=17 {
+        let request = task(tasks, &format!("request-{number}"))?;
+        ensure!(request.awaited_by == [settlement.id.clone()], "{request:?}");
+        frame(
+            &request.coroutine,
+            "Service.handle",
+            "stuck_service.py",
+            line_of("stuck_service.py", "async with asyncio.TaskGroup()")?,
+        )?;
+    }
+    ensure!(
+        settlement.awaited_by == [task(tasks, "Task-1")?.id.clone()],
+        "{settlement:?}"
+    );
+    ensure!(
+        settlement
+            .waiting_for
+            .as_ref()
+            .is_some_and(|on| on.kind == "_GatheringFuture"),
+        "{settlement:?}"
+    );
+    Ok(())
 }
 
 #[test]
@@ -359,7 +380,16 @@ fn a_busy_program_is_read_while_it_computes() {
             let target = one(complete(&session, Reason::Succeeded)?)?;
             let stacks: Stacks = data(namespace, &session, target).await?;
             ensure!(stacks.problems.is_empty(), "{:?}", stacks.problems);
-            let main = thread(&stacks, "MainThread")?;
+            // Without the module threading no thread has a name of Python's.
+            let [main] = stacks
+                .interpreters
+                .iter()
+                .flat_map(|each| &each.threads)
+                .collect::<Vec<_>>()[..]
+            else {
+                anyhow::bail!("{stacks:?}");
+            };
+            ensure!(main.main, "{main:?}");
             frame(&main.frames, "main", "busy.py", None)?;
             ensure!(
                 main.frames
@@ -434,7 +464,7 @@ fn a_script_runs_inside_an_idle_event_loop() {
             .start(&namespace.python("idle", "idle_server.py"))
             .await?;
         let script = "import asyncio, sys, threading\n\
-                      print('tasks', len(asyncio.all_tasks(asyncio.get_event_loop_policy().get_event_loop())))\n\
+                      print('tasks', len(asyncio.all_tasks()))\n\
                       print('grumble', file=sys.stderr)\n\
                       threading.current_thread() is threading.main_thread(), 6 * 7";
         let session = namespace

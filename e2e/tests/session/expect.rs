@@ -8,12 +8,12 @@ use sidewinder_e2e::{answer, session_client};
 use sidewinder_model::{Frame, MAX_SUMMARY_CHARS, Reason, Stacks, Task, Tasks, Thread};
 
 /// The status of a session that must be Complete for this reason.
-pub fn complete(session: &DebugSession, reason: Reason) -> Result<&DebugSessionStatus> {
+pub(crate) fn complete(session: &DebugSession, reason: Reason) -> Result<&DebugSessionStatus> {
     ended(session, true, reason)
 }
 
 /// The status of a session that must have Failed for this reason.
-pub fn failed(session: &DebugSession, reason: Reason) -> Result<&DebugSessionStatus> {
+pub(crate) fn failed(session: &DebugSession, reason: Reason) -> Result<&DebugSessionStatus> {
     ended(session, false, reason)
 }
 
@@ -58,14 +58,14 @@ fn ended(session: &DebugSession, complete: bool, reason: Reason) -> Result<&Debu
 }
 
 /// The message of the condition Failed.
-pub fn message(status: &DebugSessionStatus) -> Result<&str> {
+pub(crate) fn message(status: &DebugSessionStatus) -> Result<&str> {
     let failed = conditions::find(&status.conditions, conditions::FAILED)
         .context("there is no condition Failed")?;
     Ok(&failed.message)
 }
 
 /// Checks a condition's status and that its reason is one of these.
-pub fn condition(
+pub(crate) fn condition(
     status: &DebugSessionStatus,
     name: &str,
     value: &str,
@@ -88,7 +88,7 @@ pub fn condition(
 }
 
 /// The only target.
-pub fn one(status: &DebugSessionStatus) -> Result<&TargetStatus> {
+pub(crate) fn one(status: &DebugSessionStatus) -> Result<&TargetStatus> {
     match status.targets.as_slice() {
         [target] => Ok(target),
         other => bail!("{} targets, not one: {other:?}", other.len()),
@@ -96,7 +96,7 @@ pub fn one(status: &DebugSessionStatus) -> Result<&TargetStatus> {
 }
 
 /// The structured answer of a target.
-pub async fn data<T: DeserializeOwned>(
+pub(crate) async fn data<T: DeserializeOwned>(
     namespace: &TestNamespace,
     session: &DebugSession,
     target: &TargetStatus,
@@ -107,7 +107,7 @@ pub async fn data<T: DeserializeOwned>(
 }
 
 /// The task of this name.
-pub fn task<'a>(tasks: &'a Tasks, name: &str) -> Result<&'a Task> {
+pub(crate) fn task<'a>(tasks: &'a Tasks, name: &str) -> Result<&'a Task> {
     tasks
         .tasks
         .iter()
@@ -116,7 +116,7 @@ pub fn task<'a>(tasks: &'a Tasks, name: &str) -> Result<&'a Task> {
 }
 
 /// The thread of this name.
-pub fn thread<'a>(stacks: &'a Stacks, name: &str) -> Result<&'a Thread> {
+pub(crate) fn thread<'a>(stacks: &'a Stacks, name: &str) -> Result<&'a Thread> {
     let mut threads = stacks
         .interpreters
         .iter()
@@ -128,7 +128,7 @@ pub fn thread<'a>(stacks: &'a Stacks, name: &str) -> Result<&'a Thread> {
 }
 
 /// Checks that a stack has a frame of this function in a file of this name, at this line if one is given.
-pub fn frame(
+pub(crate) fn frame(
     frames: &[Frame],
     function: &str,
     file: &str,

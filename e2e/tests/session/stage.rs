@@ -15,21 +15,21 @@ use sidewinder_e2e::namespace::{self, PodSecurity, TestNamespace};
 use sidewinder_e2e::{command, images};
 
 /// How long kubectl may take.
-const KUBECTL: Duration = Duration::from_secs(120);
+const KUBECTL: Duration = Duration::from_mins(2);
 
 /// A cluster with the operator in it.
-pub struct Stage {
+pub(crate) struct Stage {
     /// Where it is; a cluster of our own ends with this process, since the supervisor is linked to it.
-    pub destination: Destination,
+    pub(crate) destination: Destination,
     /// The image of pods that run the programs.
-    pub python_image: String,
+    pub(crate) python_image: String,
     /// The image that the operator puts into pods.
-    pub sidecar_image: String,
+    pub(crate) sidecar_image: String,
     _folder: Option<tempfile::TempDir>,
 }
 
 /// The cluster, made by whichever test comes first.
-pub fn stage() -> Result<&'static Stage> {
+pub(crate) fn stage() -> Result<&'static Stage> {
     static STAGE: OnceLock<Result<Stage, String>> = OnceLock::new();
     STAGE
         .get_or_init(|| set_up().map_err(|error| format!("{error:#}")))
@@ -38,18 +38,15 @@ pub fn stage() -> Result<&'static Stage> {
 }
 
 fn set_up() -> Result<Stage> {
-    let (destination, folder) = match std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty())
-    {
-        Some(kubeconfig) => {
-            let load = std::env::var("SIDEWINDER_LOAD").ok();
-            (Destination::of(Path::new(&kubeconfig), load)?, None)
-        }
-        None => {
-            let folder = tempfile::tempdir().context("cannot make a folder for the cluster")?;
-            let destination = Destination::Embedded(Cluster::up_linked(folder.path())?);
-            deploy::deploy(&destination)?;
-            (destination, Some(folder))
-        }
+    let own = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty());
+    let (destination, folder) = if let Some(kubeconfig) = own {
+        let load = std::env::var("SIDEWINDER_LOAD").ok();
+        (Destination::of(Path::new(&kubeconfig), load)?, None)
+    } else {
+        let folder = tempfile::tempdir().context("cannot make a folder for the cluster")?;
+        let destination = Destination::Embedded(Cluster::up_linked(folder.path())?);
+        deploy::deploy(&destination)?;
+        (destination, Some(folder))
     };
     let python = images::workloads("3.14")?;
     destination.load(&python)?;
@@ -93,12 +90,12 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 static ALONE: RwLock<()> = RwLock::new(());
 
 /// Runs a test in a namespace that admits everything.
-pub fn test(name: &str, body: impl AsyncFnOnce(&TestNamespace) -> Result<()>) {
+pub(crate) fn test(name: &str, body: impl AsyncFnOnce(&TestNamespace) -> Result<()>) {
     test_in(name, PodSecurity::Privileged, body);
 }
 
 /// Runs a test in a namespace of its own.
-pub fn test_in(
+pub(crate) fn test_in(
     name: &str,
     pod_security: PodSecurity,
     body: impl AsyncFnOnce(&TestNamespace) -> Result<()>,
@@ -108,7 +105,7 @@ pub fn test_in(
 }
 
 /// Runs a test while no other runs.
-pub fn alone(name: &str, body: impl AsyncFnOnce(&TestNamespace) -> Result<()>) {
+pub(crate) fn alone(name: &str, body: impl AsyncFnOnce(&TestNamespace) -> Result<()>) {
     let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
     run(name, PodSecurity::Privileged, body);
 }
@@ -126,12 +123,12 @@ fn run(
         })
     });
     if let Err(error) = outcome {
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
 }
 
 /// Runs kubectl, which must succeed, and returns what it printed.
-pub async fn kubectl(arguments: &[&str]) -> Result<String> {
+pub(crate) async fn kubectl(arguments: &[&str]) -> Result<String> {
     let kubeconfig: PathBuf = stage()?.destination.kubeconfig();
     let arguments: Vec<OsString> = arguments.iter().map(Into::into).collect();
     tokio::task::spawn_blocking(move || {

@@ -205,19 +205,17 @@ async fn event_of(namespace: &TestNamespace, kind: &str) -> Result<Event> {
         None
     })
     .await;
-    match found {
-        Ok(Some(event)) => Ok(event),
-        _ => {
-            let all = namespace
-                .api::<Event>()
-                .list(&ListParams::default())
-                .await?;
-            let notes: Vec<_> = all
-                .items
-                .iter()
-                .map(|event| (&event.reporting_controller, &event.reason, &event.note))
-                .collect();
-            anyhow::bail!("no Event with INC-4711 within 20 s: {notes:?}")
-        }
+    if let Ok(Some(event)) = found {
+        return Ok(event);
     }
+    let all = namespace
+        .api::<Event>()
+        .list(&ListParams::default())
+        .await?;
+    let notes: Vec<_> = all
+        .items
+        .iter()
+        .map(|event| (&event.reporting_controller, &event.reason, &event.note))
+        .collect();
+    anyhow::bail!("no Event with INC-4711 within 20 s: {notes:?}")
 }
