@@ -2,6 +2,7 @@
 //!
 //! The commands of `cargo e2e` are thin over this library, so that the tests, the demo and the benchmarks do exactly what a person does by hand.
 
+pub mod aarch64;
 pub mod answer;
 pub mod bench;
 pub mod cache;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use sidewinder_e2e::cluster::{self, Cluster, node, supervisor};
 use sidewinder_e2e::deploy::{self, Destination};
-use sidewinder_e2e::{bench, check, demo, images, python, tools};
+use sidewinder_e2e::{aarch64, bench, check, demo, images, python, tools};
 
 /// The real cluster, the images, the tests and the benchmarks of Sidewinder.
 #[derive(Parser)]
@@ -31,6 +31,8 @@ enum Commands {
     },
     /// Build the images as tars and print their paths and names
     Images,
+    /// Type-check the sidecar for aarch64, with a toolchain of its own
+    Aarch64,
     /// Run every test: formatting, lints, unit, property, live-process and cluster tests
     Test {
         #[command(flatten)]
@@ -165,6 +167,7 @@ fn run(command: Commands) -> Result<ExitCode> {
                 .transpose()?;
             check::run(own)?;
         }
+        Commands::Aarch64 => aarch64::check()?,
         Commands::Images => {
             let images = images::build()?;
             for image in [images.operator, images.sidecar] {
@@ -176,7 +179,7 @@ fn run(command: Commands) -> Result<ExitCode> {
             bench::run(name, &bench::Where { own })?;
         }
         Commands::Demo { dir, own, keep } => demo::run(&demo::Options {
-            dir: dir.dir.map_or_else(demo::default_dir, Ok)?,
+            dir: dir.dir,
             own: own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load)),
             keep,
         })?,

@@ -22,6 +22,10 @@ use crate::{discover, inject};
 /// The longest command line in an outcome, in characters.
 const COMMAND_CHARS: usize = 256;
 
+/// Whether what this program does was measured on this machine's architecture. Elsewhere it compiles, reads with a
+/// warning, and runs no scripts.
+const MEASURED: bool = cfg!(target_arch = "x86_64");
+
 /// The bounds within which work is done.
 #[derive(Clone, Debug)]
 pub struct Bounds {
@@ -185,6 +189,12 @@ pub fn act(found: &Found, action: &Action, bounds: &Bounds) -> TargetOutcome {
 
 /// What a reading comes to when the target could not be held still.
 fn judge<T>(captured: &Capture<T>, problems: &mut Vec<String>) -> (Reason, String) {
+    if !MEASURED {
+        problems.push(format!(
+            "reading was never measured on {}: look twice before you believe it",
+            std::env::consts::ARCH
+        ));
+    }
     match &captured.torn {
         None => (Reason::Succeeded, String::new()),
         Some(Torn::Overran) => {
@@ -308,6 +318,13 @@ fn exec(
     request: &ExecRequest,
     bounds: &Bounds,
 ) -> TargetOutcome {
+    if !MEASURED {
+        let message = format!(
+            "running scripts was never measured on {} and is off; stacks and tasks can be read",
+            std::env::consts::ARCH
+        );
+        return TargetOutcome::failed(Reason::UnsupportedPlatform, message);
+    }
     let injected = inject::exec(process, runtime, request, bounds.deadline, &bounds.cancel);
     let mut outcome = injected.outcome;
     let mut paused = microseconds(injected.paused);
