@@ -1,6 +1,6 @@
 //! One line per answer: what an engineer sees in `kubectl get debugsessions`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sidewinder_model::{
     ExecOutcome, Frame, MAX_SUMMARY_CHARS, ProcessList, Stacks, Task, TaskState, Tasks, Thread,
@@ -123,11 +123,23 @@ pub fn stacks(stacks: &Stacks) -> String {
 fn largest_group(tasks: &[Task]) -> Option<(usize, String)> {
     let mut by_object: BTreeMap<&str, Vec<&Task>> = BTreeMap::new();
     let mut by_place: BTreeMap<String, usize> = BTreeMap::new();
+    // A task that waits for another one stands where it joins it; why, the other one shows.
+    let joins: BTreeSet<&str> = tasks
+        .iter()
+        .flat_map(|task| &task.awaited_by)
+        .map(String::as_str)
+        .collect();
+    let all_join = tasks
+        .iter()
+        .filter(|task| task.state == TaskState::Waiting)
+        .all(|task| joins.contains(task.id.as_str()));
     for task in tasks.iter().filter(|task| task.state == TaskState::Waiting) {
         if let Some(waiting_for) = &task.waiting_for {
             by_object.entry(&waiting_for.id).or_default().push(task);
         }
-        if let Some(standing) = standing(&task.coroutine) {
+        if (all_join || !joins.contains(task.id.as_str()))
+            && let Some(standing) = standing(&task.coroutine)
+        {
             let entry = by_place.entry(standing).or_default();
             *entry = entry.saturating_add(1);
         }
@@ -258,6 +270,7 @@ mod tests {
         for (index, task) in sample.tasks.iter_mut().enumerate() {
             task.state = TaskState::Waiting;
             task.coroutine = vec![samples::frame("pool.acquire", "/app/pool.py", 7)];
+            task.awaited_by.clear();
             if let Some(waiting_for) = &mut task.waiting_for {
                 waiting_for.id = format!("0x{index}");
             }
@@ -265,6 +278,36 @@ mod tests {
         assert_eq!(
             tasks(&sample),
             "4 tasks in 1 loop; 4 wait at pool.py:7 (pool.acquire)"
+        );
+    }
+
+    #[test]
+    fn tasks_that_only_join_others_do_not_hide_what_those_wait_for() {
+        let task = |id: &str, function: &str, awaited_by: &[&str]| Task {
+            id: id.into(),
+            name: id.into(),
+            coroutine: vec![samples::frame(function, "/app/pay.py", 7)],
+            awaited_by: awaited_by.iter().map(|&id| id.into()).collect(),
+            ..Task::default()
+        };
+        let mut sample = samples::tasks();
+        sample.tasks = vec![
+            task("r1", "handle", &[]),
+            task("r2", "handle", &[]),
+            task("r3", "handle", &[]),
+            task("c1", "recv", &["r1"]),
+            task("c2", "acquire", &["r2"]),
+            task("c3", "acquire", &["r3"]),
+        ];
+        assert_eq!(
+            tasks(&sample),
+            "6 tasks in 1 loop; 2 wait at pay.py:7 (acquire)"
+        );
+        // In a circle everybody joins somebody.
+        sample.tasks = vec![task("a", "join", &["b"]), task("b", "join", &["a"])];
+        assert_eq!(
+            tasks(&sample),
+            "2 tasks in 1 loop; 2 wait at pay.py:7 (join)"
         );
     }
 
