@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::page::Page;
 use crate::cluster::{self, Cluster};
 use crate::deploy::{self, Destination};
-use crate::images::{self, Image};
+use crate::images::{self, Image, Images};
 use crate::tools::Module;
 use crate::workload::{self, Workload};
 use crate::{answer, cache, command, namespace, session_client, watch};
@@ -43,20 +43,12 @@ const HELM: Duration = Duration::from_mins(1);
 /// What the caller chose.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The embedded cluster's folder.
-    pub dir: PathBuf,
+    /// The embedded cluster's folder; one that runs there is used and stays. Absent: a new cluster in a folder of its own.
+    pub dir: Option<PathBuf>,
     /// A cluster of the caller's in its place, and how images get to its nodes.
     pub own: Option<(PathBuf, Option<String>)>,
     /// Whether everything stays when the demo is over.
     pub keep: bool,
-}
-
-/// The folder of the demo's cluster unless another is named.
-///
-/// # Errors
-/// When there is no place for it.
-pub fn default_dir() -> Result<PathBuf> {
-    Ok(cache::root()?.join("demo"))
 }
 
 /// Runs the demo and cleans up after it, also when it is interrupted.
@@ -100,12 +92,17 @@ struct Stage {
     installed: bool,
     /// A cluster that this demo started to stay.
     started: Option<PathBuf>,
+    /// The folder of a cluster that ends with this demo.
+    folder: Option<PathBuf>,
 }
 
 async fn play(options: &Options, stage: &mut Stage) -> Result<()> {
     let mut page = Page::new();
     page.title("Why is this Python process stuck?");
 
+    // While the cluster starts.
+    let building =
+        tokio::task::spawn_blocking(|| Ok((images::build()?, images::workloads("3.14")?)));
     page.heading("Kubernetes");
     let destination = Arc::new(find_cluster(options, stage, &mut page).await?);
     stage.destination = Some(Arc::clone(&destination));
@@ -121,7 +118,13 @@ async fn play(options: &Options, stage: &mut Stage) -> Result<()> {
     ));
 
     page.heading("The operator, from charts/sidewinder");
-    let python = install(&destination, stage, &mut page).await?;
+    page.begin("building the images (the first time: minutes)");
+    let (images, python): (Images, Image) = building
+        .await
+        .context("building the images ended")
+        .flatten()?;
+    page.done();
+    install(&destination, &images, &python, stage, &mut page).await?;
 
     page.heading("A payment service whose bank does not answer (e2e/workloads/stuck_service.py)");
     start_service(&client, &python, &mut page).await?;
@@ -150,7 +153,7 @@ async fn play(options: &Options, stage: &mut Stage) -> Result<()> {
         if target.result.is_some() && target.text.is_none() {
             page.line("(from the session's Secret: what a script prints may be confidential)");
         }
-        page.text(&answer::text(&client, session, target).await?, 48);
+        page.text(&answer::text(&client, session, target).await?, 80);
     }
 
     page.heading("And the service");
@@ -176,7 +179,13 @@ async fn find_cluster(
         stage.outlives = true;
         return blocking(move || Destination::of(&kubeconfig, load)).await;
     }
-    let dir = options.dir.clone();
+    let demos = cache::root()?.join("demo");
+    let dir = match (&options.dir, options.keep) {
+        (Some(dir), _) => dir.clone(),
+        (None, true) => demos.join("kept"),
+        // Of its own, so that demos run side by side.
+        (None, false) => demos.join(std::process::id().to_string()),
+    };
     if let Ok(cluster) = Cluster::running(&dir) {
         stage.outlives = true;
         page.line("it runs already");
@@ -186,8 +195,11 @@ async fn find_cluster(
     let keep = options.keep;
     if keep {
         stage.started = Some(dir.clone());
+    } else if options.dir.is_none() {
+        stage.folder = Some(dir.clone());
     }
     let cluster = blocking(move || {
+        remove_leftovers(&demos)?;
         if keep {
             Cluster::up(&dir)
         } else {
@@ -199,12 +211,37 @@ async fn find_cluster(
     Ok(Destination::Embedded(cluster))
 }
 
+/// Removes the folders of demos that were killed: their clusters ended with them.
+fn remove_leftovers(demos: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(demos) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let ended = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+            .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        if ended {
+            cluster::down(&entry.path())?;
+            cache::remove_all(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Installs the operator and brings the service's image to the nodes.
 async fn install(
     destination: &Arc<Destination>,
+    images: &Images,
+    python: &Image,
     stage: &mut Stage,
     page: &mut Page,
-) -> Result<Image> {
+) -> Result<()> {
+    for image in [&images.operator, &images.sidecar] {
+        let size = std::fs::metadata(&image.archive).map_or(0, |metadata| metadata.len() / 1024);
+        page.line(&format!("{} ({size} KiB)", image.name()));
+    }
     let kubeconfig = destination.kubeconfig();
     let there = blocking(move || {
         let mut helm = helm(&kubeconfig)?;
@@ -212,21 +249,20 @@ async fn install(
     })
     .await?;
     stage.installed = !there;
-    page.begin("building the images and installing the chart");
-    let to = Arc::clone(destination);
-    let (operator, sidecar, python) = blocking(move || {
-        let images = deploy::deploy(&to)?;
-        let python = images::workloads("3.14")?;
-        to.load(&python)?;
-        Ok((images.operator, images.sidecar, python))
+    page.begin("loading them into the node and installing the chart");
+    let (to, images, python) = (Arc::clone(destination), images.clone(), python.clone());
+    blocking(move || {
+        std::thread::scope(|scope| {
+            let loading = scope.spawn(|| to.load(&python));
+            deploy::install(&to, &images)?;
+            loading
+                .join()
+                .map_err(|_| anyhow::anyhow!("loading the service's image ended"))?
+        })
     })
     .await?;
     page.done();
-    for image in [&operator, &sidecar] {
-        let size = std::fs::metadata(&image.archive).map_or(0, |metadata| metadata.len() / 1024);
-        page.line(&format!("{} ({size} KiB)", image.name()));
-    }
-    Ok(python)
+    Ok(())
 }
 
 async fn start_service(client: &Client, python: &Image, page: &mut Page) -> Result<()> {
@@ -311,7 +347,8 @@ impl Stage {
         if !self.outlives {
             return blocking(move || {
                 drop(destination);
-                Ok(())
+                self.folder
+                    .map_or(Ok(()), |folder| cache::remove_all(&folder))
             })
             .await;
         }
