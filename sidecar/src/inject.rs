@@ -30,6 +30,11 @@ const INTERRUPTS: [Duration; 4] = [
     Duration::from_millis(300),
     Duration::from_secs(1),
 ];
+/// How often a thread is held to write a request. On a machine without a free CPU the sidecar, which counts for little
+/// in the scheduler, may not get its turn before the thread has to be let go; nothing is armed then.
+const ARM_ATTEMPTS: u32 = 3;
+/// Between two of these the target runs.
+const ARM_PAUSE: Duration = Duration::from_millis(50);
 /// Between a thread's accepting a request and the script's first sign of life lie an audit event, the opening and the
 /// compilation of the file, and whatever else holds the GIL meanwhile.
 const FIRST_SIGN: Duration = Duration::from_secs(2);
@@ -250,15 +255,25 @@ impl Run<'_> {
             .os
             .as_ref()
             .is_some_and(|os| os.state == ThreadState::Blocked);
-        let mut request = match arm(
-            self.process,
-            candidate.tid,
-            slot(thread),
-            carrier.script_path(),
-            hold,
-        ) {
-            Ok(armed) => armed,
-            Err(error) => return Err(arm_refusal(&error)),
+        let mut attempts = ARM_ATTEMPTS;
+        let mut request = loop {
+            attempts -= 1;
+            match arm(
+                self.process,
+                candidate.tid,
+                slot(thread),
+                carrier.script_path(),
+                hold,
+            ) {
+                Ok(armed) => break armed,
+                Err(ArmError::Expired { .. }) if attempts > 0 && Instant::now() < until => {
+                    self.still_wanted()?;
+                    if self.process.wait_exit(ARM_PAUSE) {
+                        return Err(self.exited());
+                    }
+                }
+                Err(error) => return Err(arm_refusal(&error)),
+            }
         };
         self.armed = true;
         self.outcome.wake = if hold && blocked {
