@@ -127,6 +127,8 @@ fn cluster(own: Option<Destination>) -> Result<()> {
     );
     let mut tests = cargo(&arguments);
     tests.env("KUBECONFIG", destination.kubeconfig());
+    // They wait for the cluster more than they compute.
+    tests.env("RUST_TEST_THREADS", "6");
     if let Destination::Own {
         load: Some(load), ..
     } = &destination
