@@ -242,21 +242,112 @@ fn other_threads_keep_their_output() {
     }
 }
 
-#[test]
-fn a_script_that_never_ends_has_its_output_so_far_and_blocks_the_next() {
-    let target = Target::start(BUSY);
-    let (code, answer) = target.exec("print('first')\nwhile True: pass", &["--timeout", "1500ms"]);
+/// After a script was stopped: its events are off, its tool is free, and the next script runs.
+fn answers_as_before(target: &Target) {
+    let (code, answer) = target.exec(
+        "import sys\n[sys.monitoring.get_tool(tool) for tool in range(6)], frame.f_code.co_name",
+        &[],
+    );
     assert_eq!(
-        (code, &answer["reason"]),
-        (5, &"ScriptTimeout".into()),
+        (code, &answer["value"]),
+        (
+            0,
+            &"([None, None, None, None, None, None], '<module>')".into()
+        ),
         "{answer}"
     );
-    assert_eq!(answer["stdout"], "first\n");
-    assert_eq!(answer["stillRunning"], true);
-    assert!(
-        answer["stacks"].to_string().contains("<sidewinder>"),
+}
+
+#[test]
+fn a_script_that_never_ends_is_stopped_and_has_its_output_so_far() {
+    for script in [
+        "print('first')\nwhile True: pass",
+        "print('first')\ndef f(n):\n    if n: f(n - 1); f(n - 1)\nf(64)",
+        "print('first')\nsum(1 for _ in iter(int, 1))",
+        "print('first')\nwhile True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "print('first')\ntry: pass\nfinally:\n    while True: pass",
+        "print('first')\nexec('while True: pass')",
+        "print('first')\nimport asyncio\nasync def main():\n    while True: await asyncio.sleep(0)\nasyncio.run(main())",
+        "print('first')\nimport time\nwhile True: time.sleep(0.01)",
+    ] {
+        let target = Target::start(BUSY);
+        let before = target.traces();
+        let (code, answer) = target.exec(script, &["--timeout", "1s"]);
+        assert_eq!(
+            (code, &answer["reason"]),
+            (5, &"ScriptTimeout".into()),
+            "{answer}"
+        );
+        assert_eq!(answer["stdout"], "first\n");
+        assert_eq!(answer["stillRunning"], false, "{script}: {answer}");
+        assert_eq!(answer["disarmed"], true);
+        assert_eq!(answer["exception"]["type"], "SystemExit", "{answer}");
+        assert!(
+            answer["stacks"].to_string().contains("<sidewinder>"),
+            "{answer}"
+        );
+        assert_eq!(target.traces(), before);
+        answers_as_before(&target);
+    }
+}
+
+#[test]
+fn what_a_stopped_script_has_to_undo_is_undone() {
+    let target = Target::start(BUSY);
+    let (_, answer) = target.exec(
+        "try:\n    while True: pass\nfinally:\n    for i in range(3): print('undone', i)",
+        &["--timeout", "1s"],
+    );
+    assert_eq!(
+        (&answer["stdout"], &answer["stillRunning"]),
+        (&"undone 0\nundone 1\nundone 2\n".into(), &false.into()),
         "{answer}"
     );
+}
+
+#[test]
+fn an_interrupted_command_stops_its_script() {
+    let target = Target::start(BUSY);
+    let folder = live::root().join("tmp");
+    let name = format!("sidewinder-test-{}", target.pid);
+    let script = format!("open('/tmp/{name}', 'w').close()\nwhile True: pass");
+    let exec = target.exec_start(&script, &[]);
+    target.until("running", |_| folder.join(&name).exists());
+    std::fs::remove_file(folder.join(&name)).unwrap();
+    kill(
+        Pid::from_raw(i32::try_from(exec.id()).unwrap()),
+        Signal::SIGINT,
+    )
+    .unwrap();
+    let output = exec.wait_with_output().unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{answer}");
+    assert_eq!(
+        (&answer["reason"], &answer["stillRunning"]),
+        (&"Cancelled".into(), &false.into()),
+        "{answer}"
+    );
+    answers_as_before(&target);
+}
+
+#[test]
+fn a_script_that_cannot_be_stopped_is_said_to_run_and_blocks_the_next() {
+    let target = Target::start(BUSY);
+    let (code, answer) = target.exec(
+        "print('first')\nimport time\ntime.sleep(1000)",
+        &["--timeout", "1s"],
+    );
+    assert_eq!(
+        (code, &answer["reason"], &answer["stillRunning"]),
+        (5, &"ScriptTimeout".into(), &true.into()),
+        "{answer}"
+    );
+    assert_eq!(
+        (&answer["stdout"], &answer["disarmed"]),
+        (&"first\n".into(), &true.into()),
+        "{answer}"
+    );
+    assert!(!target.armed());
     let (code, answer) = target.exec("1", &[]);
     assert_eq!(
         (code, &answer["reason"]),

@@ -10,6 +10,7 @@
 #   v repr of the last expression's value    j  the same as JSON   t m b  the exception: type, message, traceback
 #   i modules imported, one per line         s  signals consumed   d  duration, nanoseconds in 8 bytes
 #   c a letter and the full size of a record that was cut          F  finished; always the last
+#   x stopped: at the deadline a second request, nested in the script, calls stop
 def _sidewinder(script, result, interrupted):
     import sys
 
@@ -22,6 +23,9 @@ def _sidewinder(script, result, interrupted):
 
     HEAD, TAIL = 12 << 20, 4 << 20
     NAME = "<sidewinder>"
+    STOPPED = "stopped by sidewinder: it was not to run any longer"
+    # Seconds.
+    GRACE = 0.25
     pid = posix.getpid()
 
     def builtin(name):
@@ -221,6 +225,9 @@ def _sidewinder(script, result, interrupted):
 
     own = _sidewinder.__code__
 
+    def ours(code):
+        return code.co_filename == own.co_filename and code.co_qualname.startswith("_sidewinder")
+
     def trace(error, files, seen, depth):
         out = []
         if error is None or id(error) in seen or depth > 20:
@@ -239,7 +246,7 @@ def _sidewinder(script, result, interrupted):
         step = error.__traceback__
         while step is not None:
             code = step.tb_frame.f_code
-            if code is not own and code not in own.co_consts:
+            if not ours(code):
                 entries.append((code, step.tb_lineno))
             step = step.tb_next
         if entries:
@@ -298,6 +305,55 @@ def _sidewinder(script, result, interrupted):
         line = source(code.co_filename, position[0] if position else 0, {})
         return "raise" not in line
 
+    codes, guard = [], []
+
+    def release():
+        codes.clear()
+        while guard:
+            # It takes the events and the callbacks with it.
+            sys.monitoring.free_tool_id(guard.pop())
+
+    def stop(interrupted):
+        # Called by a request that runs nested in the script. Nothing is turned on before, so nothing is slower before.
+        if not codes or guard or posix.getpid() != pid:
+            return
+        monitoring, thread, first = sys.monitoring, _thread.get_ident(), []
+        events = monitoring.events
+        # LINE alone misses a loop in one line; JUMP alone misses recursion and callbacks from C.
+        wanted = (events.LINE, events.JUMP, events.BRANCH_LEFT, events.BRANCH_RIGHT, events.PY_START, events.PY_RESUME)
+        # 0 is the debuggers', 1 coverage's, 2 the profilers', 5 the optimizer's.
+        tool = next((tool for tool in (4, 3, 5, 2, 1, 0) if monitoring.get_tool(tool) is None), None)
+        if tool is None:
+            return
+
+        def end(*_):
+            if not guard or _thread.get_ident() != thread:
+                return
+            # What undoes things in the script (finally, with) gets its turn, and what swallows the first does not last.
+            now = time.monotonic()
+            if not first:
+                first.append(now)
+            elif now - first[0] < GRACE:
+                return
+            # No subclass: only SystemExit itself is silent where an application's thread ends by it.
+            raise SystemExit(STOPPED)
+
+        monitoring.use_tool_id(tool, "sidewinder")
+        guard.append(tool)
+        put(b"x")
+        for event in wanted:
+            monitoring.register_callback(tool, event, end)
+        todo = list(codes)
+        while interrupted is not None and interrupted.f_code is not own:
+            # Code that the script made with exec or eval; a library's frames are left to end by themselves.
+            code, interrupted = interrupted.f_code, interrupted.f_back
+            if code.co_filename.startswith("<") and not code.co_filename.startswith("<frozen ") and not ours(code):
+                todo.append(code)
+        while todo:
+            code = todo.pop()
+            monitoring.set_local_events(tool, code, sum(wanted))
+            todo += [inner for inner in code.co_consts if type(inner) is type(code)]
+
     def run(namespace):
         # PyCF_ONLY_AST
         tree = compile(script, NAME, "exec", 0x400, True)
@@ -309,6 +365,9 @@ def _sidewinder(script, result, interrupted):
             expression.body = last.value
             # The __future__ statements of the rest count for it too.
             expression = compile(expression, NAME, "eval", code.co_flags & 0x1FE0000, True)
+        codes.append(code)
+        if expression is not None:
+            codes.append(expression)
         exec(code, namespace)
         if expression is None:
             return
@@ -386,7 +445,7 @@ def _sidewinder(script, result, interrupted):
             put_text(b"s", "\n".join(signals))
 
     # A signal that arrives in here would otherwise be lost to the application as well.
-    for step in restore, flush, explain, wake, report, lambda: put(b"F"):
+    for step in restore, flush, explain, wake, report, release, lambda: put(b"F"):
         for _ in range(3):
             try:
                 step()

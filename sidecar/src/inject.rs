@@ -2,6 +2,7 @@
 //! thread comes by.
 
 mod choose;
+mod finish;
 mod payload;
 mod result;
 
@@ -15,8 +16,9 @@ use sidewinder_decode::remote_exec::{self, ThreadSupport};
 use sidewinder_linux::Process;
 use sidewinder_linux::carrier::{Carrier, CarrierError};
 use sidewinder_linux::stop::StopError;
+use sidewinder_linux::turns::{Turn, Turns};
 use sidewinder_linux::write::{ArmError, Armed, Disarmed, RequestSlot, arm, disarm_stale};
-use sidewinder_model::{ExecOutcome, ExecRequest, Reason, ThreadState, Wake, WakePolicy};
+use sidewinder_model::{ExecOutcome, ExecRequest, Reason, Stacks, ThreadState, Wake, WakePolicy};
 
 use crate::discover;
 use choose::{Candidate, candidates};
@@ -33,6 +35,11 @@ const INTERRUPTS: [Duration; 4] = [
 /// How often a thread is held to write a request. On a machine without a free CPU the sidecar, which counts for little
 /// in the scheduler, may not get its turn before the thread has to be let go; nothing is armed then.
 const ARM_ATTEMPTS: u32 = 3;
+/// Two scripts of this sidecar are not asked for in one process at the same time: each would take the other's request for
+/// somebody else's. The turn ends when the script has started.
+static STARTING: Turns = Turns::new();
+/// How often somebody who waits for a turn looks whether it is still wanted.
+const TURN_CHECK: Duration = Duration::from_millis(100);
 /// Between two of these the target runs.
 const ARM_PAUSE: Duration = Duration::from_millis(50);
 /// Between a thread's accepting a request and the script's first sign of life lie an audit event, the opening and the
@@ -41,12 +48,10 @@ const FIRST_SIGN: Duration = Duration::from_secs(2);
 /// The most that is read of a result.
 const MAX_RESULT: u64 = 160 << 20;
 
-const CANCELLED_RUNNING: &str = "cancelled while the script ran; a script that has started is not stopped and may still be running";
-
 /// What became of a script.
 #[derive(Debug)]
 pub struct Injected {
-    /// The document; its `reason` and `stacks` are left to the caller.
+    /// The document; its `reason` is left to the caller, and its `stacks` unless the script had to be stopped.
     pub outcome: ExecOutcome,
     /// How it ended.
     pub reason: Reason,
@@ -72,19 +77,22 @@ fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
 }
 
 /// Runs a script in the target. Returns when the script has ended, did not start in time, or time is up; a request that
-/// was not accepted is taken back on every path.
+/// was not accepted is taken back on every path, and a script that runs when time is up is made to end where it can be.
+/// `look` reads the stacks before that.
 pub fn exec(
     process: &Process,
     runtime: &Runtime,
     request: &ExecRequest,
     deadline: Instant,
     cancel: &AtomicBool,
+    look: &dyn Fn() -> Option<Stacks>,
 ) -> Injected {
     let mut run = Run {
         process,
         policy: request.wake,
         deadline,
         cancel,
+        look,
         answer: Answer::default(),
         read: 0,
         outcome: ExecOutcome {
@@ -148,6 +156,7 @@ struct Run<'a> {
     policy: WakePolicy,
     deadline: Instant,
     cancel: &'a AtomicBool,
+    look: &'a dyn Fn() -> Option<Stacks>,
     answer: Answer,
     read: u64,
     outcome: ExecOutcome,
@@ -163,7 +172,7 @@ enum Asked {
 
 impl Run<'_> {
     fn exec(&mut self, runtime: &Runtime, request: &ExecRequest) -> Result<(), Refusal> {
-        let candidates = candidates(self.process, runtime, request)?;
+        let (turn, candidates) = self.turn(runtime, request)?;
         let start = self
             .deadline
             .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
@@ -185,7 +194,8 @@ impl Run<'_> {
             let until = Instant::now() + left / (count - index).max(1);
             match self.ask(&carrier, thread, until) {
                 Ok(Asked::Started) => {
-                    self.finish(&carrier)?;
+                    drop(turn);
+                    self.finish(&carrier, thread)?;
                     return Ok(());
                 }
                 Ok(Asked::NotInTime) => {}
@@ -200,6 +210,39 @@ impl Run<'_> {
             return Err(busy);
         }
         Err(self.not_started(&candidates))
+    }
+
+    /// Waits for a turn, and for scripts that run where this one is to run: for the latter not longer than the script may
+    /// take to start.
+    fn turn(
+        &self,
+        runtime: &Runtime,
+        request: &ExecRequest,
+    ) -> Result<(Turn, Vec<Candidate>), Refusal> {
+        let patience = self
+            .deadline
+            .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
+        loop {
+            if let Some(turn) = STARTING.take(self.process.pid(), TURN_CHECK) {
+                match candidates(self.process, runtime, request) {
+                    Err(refusal)
+                        if refusal.reason == Reason::TargetBusy && Instant::now() < patience => {}
+                    found => return Ok((turn, found?)),
+                }
+            } else if Instant::now() >= self.deadline {
+                return Err(refuse(
+                    Reason::TargetBusy,
+                    format!(
+                        "other scripts were waiting to start in process {} until the time was over; this one was not begun",
+                        self.process.ns_pid()
+                    ),
+                ));
+            }
+            self.still_wanted()?;
+            if self.process.wait_exit(ARM_PAUSE) {
+                return Err(self.exited());
+            }
+        }
     }
 
     fn not_started(&self, candidates: &[Candidate]) -> Refusal {
@@ -257,7 +300,7 @@ impl Run<'_> {
             .is_some_and(|os| os.state == ThreadState::Blocked);
         let mut attempts = ARM_ATTEMPTS;
         let mut request = loop {
-            attempts -= 1;
+            attempts = attempts.saturating_sub(1);
             match arm(
                 self.process,
                 candidate.tid,
@@ -266,7 +309,7 @@ impl Run<'_> {
                 hold,
             ) {
                 Ok(armed) => break armed,
-                Err(ArmError::Expired { .. }) if attempts > 0 && Instant::now() < until => {
+                Err(error) if passes(&error, attempts) && Instant::now() < until => {
                     self.still_wanted()?;
                     if self.process.wait_exit(ARM_PAUSE) {
                         return Err(self.exited());
@@ -307,20 +350,14 @@ impl Run<'_> {
                     }
                     // It was accepted in the last moment: what it started is answered for.
                     Disarmed::Accepted => match ended {
-                        Ok(_) if self.first_sign(carrier)? => {
+                        Err(refusal) if refusal.reason != Reason::Cancelled => Err(refusal),
+                        _ if self.first_sign(carrier)? => {
                             self.outcome.started_after_milliseconds =
                                 Some(milliseconds(began.elapsed()));
                             Ok(Asked::Started)
                         }
-                        Ok(_) => Err(refused_by_target(carrier.script_path())),
-                        Err(refusal)
-                            if refusal.reason == Reason::Cancelled
-                                && self.first_sign(carrier)? =>
-                        {
-                            self.outcome.still_running = true;
-                            Err(refuse(Reason::Cancelled, CANCELLED_RUNNING))
-                        }
                         Err(refusal) => Err(refusal),
+                        Ok(_) => Err(refused_by_target(carrier.script_path())),
                     },
                 }
             }
@@ -400,49 +437,6 @@ impl Run<'_> {
                 return Ok(false);
             }
         }
-    }
-
-    /// Waits for the end of a script that has started.
-    fn finish(&mut self, carrier: &Carrier) -> Result<(), Refusal> {
-        let began = Instant::now();
-        let ended = loop {
-            let gone = self.process.wait_exit(pace(began.elapsed()));
-            self.update(carrier.result());
-            if self.answer.finished() {
-                break Ok(());
-            }
-            if gone {
-                break Err(refuse(
-                    Reason::TargetExited,
-                    format!(
-                        "process {} ended while the script ran",
-                        self.process.ns_pid()
-                    ),
-                ));
-            }
-            if self.cancel.load(Ordering::SeqCst) {
-                self.outcome.still_running = true;
-                break Err(refuse(Reason::Cancelled, CANCELLED_RUNNING));
-            }
-            if Instant::now() >= self.deadline {
-                self.outcome.still_running = true;
-                break Err(refuse(
-                    Reason::ScriptTimeout,
-                    "the script started and did not end in time; it is still running: its output so far stands here, \
-                     and the stacks show where it is. Raise timeoutSeconds, or have the script end by itself",
-                ));
-            }
-        };
-        self.outcome.duration_milliseconds = milliseconds(began.elapsed());
-        for signal in self.answer.signals() {
-            // The application never saw it: it came while the script ran.
-            if let Err(error) = carrier.interrupt(self.process) {
-                self.answer.note(&format!(
-                    "{signal} came while the script ran and could not be sent again: {error}"
-                ));
-            }
-        }
-        ended
     }
 
     fn still_wanted(&self) -> Result<(), Refusal> {
@@ -529,6 +523,16 @@ fn stop_refusal(error: &StopError) -> Refusal {
         StopError::Process(error) => discover::reason(error),
     };
     refuse(reason, discover::sentence(error))
+}
+
+/// Whether asking again may do: `attempts` are left for a thread that was let go too early, and somebody else's request is
+/// waited for.
+fn passes(error: &ArmError, attempts: u32) -> bool {
+    match error {
+        ArmError::Expired { .. } => attempts > 0,
+        ArmError::Outstanding { .. } => true,
+        _ => false,
+    }
 }
 
 fn arm_refusal(error: &ArmError) -> Refusal {

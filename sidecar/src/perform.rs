@@ -325,17 +325,28 @@ fn exec(
         );
         return TargetOutcome::failed(Reason::UnsupportedPlatform, message);
     }
-    let injected = inject::exec(process, runtime, request, bounds.deadline, &bounds.cancel);
+    let look = || {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let read = read_stacks(process, runtime, Locals::None, deadline);
+        read.ok().map(|(stacks, _, _)| stacks)
+    };
+    let injected = inject::exec(
+        process,
+        runtime,
+        request,
+        bounds.deadline,
+        &bounds.cancel,
+        &look,
+    );
     let mut outcome = injected.outcome;
     let mut paused = microseconds(injected.paused);
     let reason = injected.reason;
     // Where it stands is the answer when it does not come.
-    if matches!(reason, Reason::TargetBlocked | Reason::ScriptTimeout) {
-        let deadline = Instant::now() + Duration::from_secs(2);
-        if let Ok((stacks, _, _)) = read_stacks(process, runtime, Locals::None, deadline) {
-            paused = paused.saturating_add(stacks.paused_microseconds);
-            outcome.stacks = Some(stacks);
-        }
+    if reason == Reason::TargetBlocked {
+        outcome.stacks = look();
+    }
+    if let Some(stacks) = &outcome.stacks {
+        paused = paused.saturating_add(stacks.paused_microseconds);
     }
     outcome.reason = Some(reason);
     let summary = match reason {

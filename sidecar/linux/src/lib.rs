@@ -12,6 +12,7 @@ pub mod signals;
 pub mod stop;
 mod syscalls;
 mod threads;
+pub mod turns;
 pub mod write;
 
 pub use error::Error;

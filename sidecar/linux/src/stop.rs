@@ -9,10 +9,9 @@
     reason = "nix's waitpid loses the status of a real-time signal, and its detach cannot send one"
 )]
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use nix::libc;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 
+use crate::turns::{Turn, Turns};
 use crate::{Error, Process};
 
 /// How long a thread may take to stop before it is given up: only one in uninterruptible sleep needs longer.
@@ -34,36 +34,7 @@ const MAX_TURN: Duration = Duration::from_millis(1500);
 
 /// The processes that this sidecar holds. A process has one tracer at a time, so two of our own requests take turns
 /// instead of taking each other for a foreign debugger.
-static HELD: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
-static LET_GO: Condvar = Condvar::new();
-
-/// The right to hold a process, until dropped.
-#[derive(Debug)]
-struct Turn(i32);
-
-impl Turn {
-    /// `None` when another one of our stops did not end in time.
-    fn take(pid: i32) -> Option<Self> {
-        let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut held, _) = LET_GO
-            .wait_timeout_while(held, MAX_TURN, |held| held.contains(&pid))
-            .unwrap_or_else(PoisonError::into_inner);
-        if held.insert(pid) {
-            Some(Self(pid))
-        } else {
-            None
-        }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        HELD.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.0);
-        LET_GO.notify_all();
-    }
-}
+static HELD: Turns = Turns::new();
 
 /// Why threads were not stopped. None of them is held any more.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +113,7 @@ enum Failure {
 /// # Errors
 /// [`StopError`]; no thread is held then.
 pub fn stop(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuard, StopError> {
-    let turn = Turn::take(process.pid()).ok_or_else(|| StopError::Traced {
+    let turn = HELD.take(process.pid(), MAX_TURN).ok_or_else(|| StopError::Traced {
         pid: process.pid(),
         tracer: i32::try_from(std::process::id()).unwrap_or_default(),
     })?;

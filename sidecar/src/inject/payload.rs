@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 /// The wrapper as it stands in the repository.
 const WRAPPER: &str = include_str!("../../payloads/wrapper.py");
 
+/// What a thread runs whose script is not to run any longer.
+pub(super) const STOP: &str = include_str!("../../payloads/stop.py");
+
 /// The wrapper's outermost function: while it is on a thread's stack, a script runs there.
 pub(super) const FUNCTION: &str = "_sidewinder";
 
@@ -60,5 +63,7 @@ mod tests {
     #[test]
     fn the_wrapper_is_called_what_it_is_recognised_by() {
         assert!(WRAPPER.contains(&format!("\ndef {FUNCTION}(")));
+        assert!(STOP.contains(&format!("co_name == \"{FUNCTION}\"")));
+        assert!(STOP.contains("f_locals[\"stop\"](") && WRAPPER.contains("\n    def stop("));
     }
 }

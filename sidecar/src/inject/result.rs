@@ -12,8 +12,8 @@ const HEADER: usize = 9;
 /// An answer as far as it has come in.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
-    started: bool,
-    finished: bool,
+    progress: Progress,
+    stopped: bool,
     damaged: bool,
     buffer: Vec<u8>,
     streams: [Stream; 2],
@@ -29,6 +29,14 @@ pub(super) struct Answer {
     notes: String,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Progress {
+    #[default]
+    NotStarted,
+    Started,
+    Finished,
+}
+
 #[derive(Debug, Default)]
 struct Stream {
     head: Vec<u8>,
@@ -39,7 +47,7 @@ struct Stream {
 impl Answer {
     /// Takes the next bytes, in any pieces.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
-        while !self.damaged && !self.finished {
+        while !self.damaged && !self.finished() {
             let missing = HEADER.saturating_sub(self.buffer.len());
             if missing > 0 {
                 let (now, rest) = bytes.split_at(missing.min(bytes.len()));
@@ -78,8 +86,9 @@ impl Answer {
     fn record(&mut self, kind: u8, payload: &[u8]) {
         let text = || String::from_utf8_lossy(payload).into_owned();
         match kind {
-            b'S' => self.started = true,
-            b'F' => self.finished = true,
+            b'S' => self.progress = Progress::Started,
+            b'F' => self.progress = Progress::Finished,
+            b'x' => self.stopped = true,
             b'o' => self.streams[0].add(payload),
             b'e' => self.streams[1].add(payload),
             b'O' => self.streams[0].end(payload),
@@ -118,12 +127,17 @@ impl Answer {
 
     /// The script's first statement is about to run, or has.
     pub(super) fn started(&self) -> bool {
-        self.started
+        self.progress != Progress::NotStarted
     }
 
     /// The script has ended and its answer is whole.
     pub(super) fn finished(&self) -> bool {
-        self.finished
+        self.progress == Progress::Finished
+    }
+
+    /// It was made to end.
+    pub(super) fn stopped(&self) -> bool {
+        self.stopped
     }
 
     /// An exception ended it.

@@ -1,0 +1,136 @@
+//! The end of a script that has started: by itself, or made to end when it is not to run any longer.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sidewinder_linux::carrier::Carrier;
+use sidewinder_linux::write::{ArmError, Disarmed, arm};
+use sidewinder_model::{Reason, WakePolicy};
+
+use super::choose::Candidate;
+use super::{ARM_PAUSE, Refusal, Run, milliseconds, pace, payload, refuse, slot};
+use crate::discover;
+
+/// How long a script that is not to run any longer has to end: a quarter of a second for what it undoes itself, the
+/// rest for a machine without a free CPU.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+impl Run<'_> {
+    /// Waits for the end of a script that has started, and has it end when time is up.
+    pub(super) fn finish(
+        &mut self,
+        carrier: &Carrier,
+        candidate: &Candidate,
+    ) -> Result<(), Refusal> {
+        let began = Instant::now();
+        let ended = loop {
+            let gone = self.process.wait_exit(pace(began.elapsed()));
+            self.update(carrier.result());
+            if self.answer.finished() {
+                break Ok(());
+            }
+            if gone {
+                break Err(self.exited_meanwhile());
+            }
+            let reason = if self.cancel.load(Ordering::SeqCst) {
+                Reason::Cancelled
+            } else if Instant::now() >= self.deadline {
+                self.outcome.stacks = (self.look)();
+                Reason::ScriptTimeout
+            } else {
+                continue;
+            };
+            let message = self.stop(carrier, candidate, reason);
+            break Err(refuse(reason, message));
+        };
+        self.outcome.duration_milliseconds = milliseconds(began.elapsed());
+        for signal in self.answer.signals() {
+            // The application never saw it: it came while the script ran.
+            if let Err(error) = carrier.interrupt(self.process) {
+                self.answer.note(&format!(
+                    "{signal} came while the script ran and could not be sent again: {error}"
+                ));
+            }
+        }
+        ended
+    }
+
+    /// Has a script end that is not to run any longer: a second request to the same thread, nested in the script, makes
+    /// the script's own code raise `SystemExit`. Says what came of it.
+    fn stop(&mut self, carrier: &Carrier, candidate: &Candidate, reason: Reason) -> String {
+        let why = if reason == Reason::Cancelled {
+            "cancelled while the script ran"
+        } else {
+            "the script started and did not end in time"
+        };
+        let failure = self.ask_to_stop(carrier, candidate).err();
+        self.outcome.still_running = !self.answer.finished() && self.process.alive();
+        let what = match (&failure, self.outcome.still_running) {
+            (Some(error), true) => format!("it is still running and could not be stopped: {error}"),
+            (None, true) => {
+                "it is still running, since it waits in a call or runs none of its own code"
+                    .to_owned()
+            }
+            (_, false) if !self.process.alive() => "the process has ended".to_owned(),
+            (_, false) if self.answer.stopped() => "it was stopped".to_owned(),
+            (_, false) => "it has ended by itself since".to_owned(),
+        };
+        let advice = if reason == Reason::Cancelled {
+            ""
+        } else {
+            ". Its output so far stands here, and the stacks show where it was. Raise timeoutSeconds, or have the script \
+             end by itself"
+        };
+        format!("{why}; {what}{advice}")
+    }
+
+    fn ask_to_stop(&mut self, carrier: &Carrier, candidate: &Candidate) -> Result<(), String> {
+        let until = Instant::now() + STOP_LIMIT;
+        // The target has read and closed the script's file before it compiled it.
+        carrier
+            .load(payload::STOP.as_bytes())
+            .map_err(|error| format!("cannot write the memfd: {error}"))?;
+        carrier
+            .will_arm(self.process, slot(&candidate.support))
+            .map_err(|error| format!("the script's carrier has ended: {error}"))?;
+        let request = loop {
+            match arm(
+                self.process,
+                candidate.tid,
+                slot(&candidate.support),
+                carrier.script_path(),
+                self.policy != WakePolicy::Never,
+            ) {
+                Ok(armed) => break armed,
+                Err(ArmError::Expired { .. }) if Instant::now() < until => {
+                    self.process.wait_exit(ARM_PAUSE);
+                }
+                Err(error) => return Err(discover::sentence(&error)),
+            }
+        };
+        while Instant::now() < until {
+            let gone = self.process.wait_exit(Duration::from_millis(2));
+            self.update(carrier.result());
+            if gone || self.answer.finished() {
+                break;
+            }
+        }
+        let (disarmed, paused) = request.disarm();
+        self.paused += paused;
+        if let Disarmed::StillArmed(error) = disarmed {
+            self.outcome.disarmed = false;
+            return Err(discover::sentence(&error));
+        }
+        Ok(())
+    }
+
+    fn exited_meanwhile(&self) -> Refusal {
+        refuse(
+            Reason::TargetExited,
+            format!(
+                "process {} ended while the script ran",
+                self.process.ns_pid()
+            ),
+        )
+    }
+}
