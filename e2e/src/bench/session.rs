@@ -4,11 +4,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{AttachParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::api::{AttachParams, DeleteParams, Patch, PatchParams};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
+use sidewinder_crds::{DebugSession, conditions};
 use sidewinder_model::Reason;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinHandle;
 
 use super::figures::{Samples, table};
 use super::milliseconds;
@@ -23,6 +28,8 @@ const REOPENED: usize = 20;
 const COLD: usize = 20;
 /// How long a bare ephemeral container may take to start.
 const START: Duration = Duration::from_mins(1);
+/// How long one session may take.
+const SESSION: Duration = Duration::from_mins(2);
 /// How often an exec into a container that does not run yet is tried, like the operator does.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -63,35 +70,39 @@ async fn measure(namespace: &TestNamespace, images: &Images) -> Result<()> {
     println!(
         "\n# cargo e2e bench session: `stacks` of e2e/workloads/idle_server.py, one session after the other"
     );
+    let mut ends = Ends::of(namespace.sessions());
+    namespace
+        .start(&namespace.python("warm", "idle_server.py"))
+        .await?;
+    ends.time("first", "warm").await?;
+    let mut warm = Samples::default();
+    for number in 0..WARM {
+        warm.push(ends.time(&format!("warm-{number}"), "warm").await?);
+    }
+    let mut reopened = Samples::default();
+    for number in 0..REOPENED {
+        end_relay(namespace, "warm").await?;
+        reopened.push(ends.time(&format!("reopened-{number}"), "warm").await?);
+    }
+
     let (mut bare_exec, mut bare_status, mut cold) =
         (Samples::default(), Samples::default(), Samples::default());
+    let pods = namespace.pods();
     for number in 0..COLD {
         let name = format!("bare-{number}");
         namespace
             .start(&namespace.python(&name, "idle_server.py"))
             .await?;
-        let (exec, status) = bare(&namespace.pods(), &name, &images.sidecar.name()).await?;
+        let (exec, status) = bare(&pods, &name, &images.sidecar.name()).await?;
         bare_exec.push(exec);
         bare_status.push(status);
+        pods.delete(&name, &DeleteParams::default()).await?;
         let name = format!("cold-{number}");
         namespace
             .start(&namespace.python(&name, "idle_server.py"))
             .await?;
-        cold.push(session(namespace, &name, &name).await?);
-    }
-
-    namespace
-        .start(&namespace.python("warm", "idle_server.py"))
-        .await?;
-    session(namespace, "first", "warm").await?;
-    let mut warm = Samples::default();
-    for number in 0..WARM {
-        warm.push(session(namespace, &format!("warm-{number}"), "warm").await?);
-    }
-    let mut reopened = Samples::default();
-    for number in 0..REOPENED {
-        end_relay(namespace, "warm").await?;
-        reopened.push(session(namespace, &format!("reopened-{number}"), "warm").await?);
+        cold.push(ends.time(&name, &name).await?);
+        pods.delete(&name, &DeleteParams::default()).await?;
     }
 
     let mut rows = vec![
@@ -131,17 +142,69 @@ async fn measure(namespace: &TestNamespace, images: &Images) -> Result<()> {
     Ok(())
 }
 
-/// From the request that creates the session to the event that says it is Complete.
-async fn session(namespace: &TestNamespace, name: &str, pod: &str) -> Result<Duration> {
-    let start = Instant::now();
-    let ended = namespace.run(&sessions::stacks(name, pod)).await?;
-    let took = start.elapsed();
-    let end = sessions::end_of(&ended)?;
-    ensure!(
-        end == (true, Reason::Succeeded),
-        "{name} ended with {end:?}"
-    );
-    Ok(took)
+/// The ends of all sessions of a namespace as they arrive on one watch that is open before the first one is created.
+struct Ends {
+    sessions: Api<DebugSession>,
+    ended: UnboundedReceiver<(DebugSession, Instant)>,
+    watch: JoinHandle<()>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl Ends {
+    fn of(sessions: Api<DebugSession>) -> Self {
+        let (sender, ended) = unbounded_channel();
+        let watched = sessions.clone();
+        let watch = tokio::spawn(async move {
+            let mut changes = std::pin::pin!(
+                watcher(watched, watcher::Config::default())
+                    .default_backoff()
+                    .applied_objects()
+            );
+            while let Some(change) = changes.next().await {
+                let Ok(session) = change else { continue };
+                let conditions = session.status.as_ref().map(|status| &status.conditions);
+                if conditions.is_some_and(|conditions| conditions::has_ended(conditions))
+                    && sender.send((session, Instant::now())).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self {
+            sessions,
+            ended,
+            watch,
+        }
+    }
+
+    /// From the request that creates the session to the event that says it is Complete.
+    async fn time(&mut self, name: &str, pod: &str) -> Result<Duration> {
+        let session = sessions::stacks(name, pod);
+        let start = Instant::now();
+        sessions::create(&self.sessions, &session).await?;
+        let (ended, at) = tokio::time::timeout(SESSION, async {
+            loop {
+                match self.ended.recv().await {
+                    Some((ended, _)) if ended.name_any() != name => {}
+                    found => return found,
+                }
+            }
+        })
+        .await
+        .with_context(|| format!("{name} has not ended within {} s", SESSION.as_secs()))?
+        .context("the watch ended")?;
+        let end = sessions::end_of(&ended)?;
+        ensure!(
+            end == (true, Reason::Succeeded),
+            "{name} ended with {end:?}"
+        );
+        Ok(at.duration_since(start))
+    }
 }
 
 /// Ends the relay's process in the sidecar, so that the next session has to open a stream.
