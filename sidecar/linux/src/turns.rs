@@ -40,7 +40,12 @@ impl Turns {
             .given_back
             .wait_timeout_while(taken, limit, |taken| taken.contains(&pid))
             .unwrap_or_else(PoisonError::into_inner);
-        taken.insert(pid).then_some(Turn { turns: self, pid })
+        // One that is made and dropped would give back what somebody else has.
+        if taken.insert(pid) {
+            Some(Turn { turns: self, pid })
+        } else {
+            None
+        }
     }
 }
 
