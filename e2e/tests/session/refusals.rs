@@ -10,7 +10,7 @@ use sidewinder_e2e::workload::{self, ephemeral_containers, line_of};
 use sidewinder_model::{ExecOutcome, Reason, Stacks};
 
 use crate::expect::{complete, condition, data, failed, frame, message, one, thread};
-use crate::interruptions::{LONG_SCRIPT, check_what_goes_on};
+use crate::interruptions::{LONG_SCRIPT, check_stopped};
 use crate::stage::test;
 
 #[test]
@@ -505,7 +505,7 @@ fn a_main_thread_that_cannot_answer_is_disarmed_and_shown() {
 }
 
 #[test]
-fn a_script_that_takes_too_long_ends_the_session_with_what_it_said() {
+fn a_script_that_takes_too_long_is_stopped_and_what_it_said_is_kept() {
     test("a_script_that_takes_too_long", async |namespace| {
         let pod = namespace
             .start(&namespace.python("idle", "idle_server.py"))
@@ -517,7 +517,7 @@ fn a_script_that_takes_too_long_ends_the_session_with_what_it_said() {
         let outcome: ExecOutcome = data(namespace, &session, one(status)?).await?;
         ensure!(outcome.stdout == "begun\n", "{outcome:?}");
         ensure!(outcome.stacks.is_some(), "ScriptTimeout without the stacks");
-        check_what_goes_on(namespace, Some(outcome.still_running)).await?;
+        check_stopped(namespace, Some(outcome.still_running)).await?;
         pod.check_untouched(namespace).await
     });
 }
