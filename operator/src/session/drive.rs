@@ -792,7 +792,7 @@ impl<'a, C: Connect> Run<'a, C> {
         let notes = if self.observed.refused.is_empty() {
             String::new()
         } else {
-            format!("; {}", plan::refusals(&self.observed.refused))
+            format!("; {}", plan::refused_ways(&self.observed.refused))
         };
         let now = Timestamp::now();
         let base = DebugSession {

@@ -114,6 +114,12 @@ pub async fn script(
                 Err(error) => return Err(error),
             };
             let data = map.data.unwrap_or_default();
+            if map.binary_data.unwrap_or_default().contains_key(&key.key) {
+                return Ok(refused(format!(
+                    "key {} of ConfigMap {} holds binary data: a script is UTF-8 text",
+                    key.key, key.name
+                )));
+            }
             let Some(script) = data.get(&key.key) else {
                 let keys: Vec<_> = data.keys().map(String::as_str).collect();
                 return Ok(refused(format!(

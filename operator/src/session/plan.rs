@@ -511,21 +511,31 @@ fn refused_everywhere(refused: &BTreeMap<Way, Refusal>) -> Step {
     end(reason, refusals(refused))
 }
 
-/// What each way was refused by.
-pub fn refusals(refused: &BTreeMap<Way, Refusal>) -> String {
+/// What each way was refused by; of the only one its reason stands beside it.
+fn refusals(refused: &BTreeMap<Way, Refusal>) -> String {
     match refused.len() {
         1 => refused
             .values()
             .map(|refusal| refusal.message.clone())
             .collect(),
-        _ => refused
-            .iter()
-            .map(|(way, refusal)| {
-                format!("as {}: {}: {}", way.name(), refusal.reason, refusal.message)
-            })
-            .collect::<Vec<_>>()
-            .join("; "),
+        _ => refused_ways(refused),
     }
+}
+
+/// Which ways were refused, and by what.
+pub fn refused_ways(refused: &BTreeMap<Way, Refusal>) -> String {
+    refused
+        .iter()
+        .map(|(way, refusal)| {
+            format!(
+                "refused as {}: {}: {}",
+                way.name(),
+                refusal.reason,
+                refusal.message
+            )
+        })
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn enter(

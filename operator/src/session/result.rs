@@ -414,6 +414,12 @@ fn entry(
     match &outcome.data {
         Some(Data::Exec(exec)) => {
             target.exec = Some(exec_status(exec, &mut fields));
+            // What the agent had cut before is part of the full size.
+            for field in ["stdout", "stderr"] {
+                if let Some(bytes) = exec.clipped.get(field) {
+                    fields.cut(&format!("exec.{field}"), saturated(*bytes));
+                }
+            }
             if withhold && outcome.reason.is_complete() {
                 let words = withheld_summary(exec);
                 target.summary = Some(words.clone());
@@ -443,6 +449,10 @@ fn entry(
 
 fn some_text(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn saturated(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 fn signed(number: u64) -> i64 {
@@ -593,7 +603,12 @@ fn withheld_summary(exec: &ExecOutcome) -> String {
             MAX_SUMMARY_CHARS,
         );
     }
-    let output = exec.stdout.len() + exec.stderr.len();
+    let whole = |field: &str, kept: &str| {
+        exec.clipped
+            .get(field)
+            .map_or(kept.len(), |bytes| saturated(*bytes))
+    };
+    let output = whole("stdout", &exec.stdout).saturating_add(whole("stderr", &exec.stderr));
     let what = match (output, &exec.value) {
         (0, None) => return format!("the script ended after {took} without output"),
         (0, Some(_)) => "its value is".to_owned(),

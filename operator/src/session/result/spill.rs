@@ -39,7 +39,7 @@ impl Document {
         Self::within(outcome, DOCUMENT_BYTES)
     }
 
-    fn within(outcome: &TargetOutcome, limit: usize) -> Self {
+    pub(super) fn within(outcome: &TargetOutcome, limit: usize) -> Self {
         let encode = |outcome: &TargetOutcome| serde_json::to_vec(outcome).unwrap_or_default();
         let json = encode(outcome);
         if json.len() <= limit {
@@ -68,8 +68,9 @@ impl Document {
         ] {
             *text = clip_text(text, limit / 64);
         }
-        // JSON writes a byte as up to six, and there are five texts: shrink until it fits.
-        let mut field = limit / 2;
+        // JSON writes a byte as up to six, and there are several texts: each round keeps of them what the last one showed
+        // to fit, and at least a quarter less than before.
+        let mut field = limit / 8 * 7;
         loop {
             outcome.text = clip_text(&outcome.text, field);
             if let Some(Data::Exec(exec)) = &mut outcome.data {
@@ -90,7 +91,8 @@ impl Document {
                     truncated: true,
                 };
             }
-            field /= 2;
+            let fits = field as u128 * limit as u128 / (json.len() as u128).max(1);
+            field = usize::try_from(fits).unwrap_or(field).min(field / 4 * 3);
             if field < limit / 64 {
                 outcome.data = None;
             }

@@ -420,6 +420,37 @@ fn a_document_over_the_limit_is_cut_and_says_so() {
     assert!(kept.text.contains("bytes left out"));
 }
 
+#[test]
+fn a_document_over_the_limit_keeps_what_the_limit_holds() {
+    const LIMIT: usize = 256 * 1024;
+    for words in ["x", "\n", "\u{1}"] {
+        let document = Document::within(&ran(&words.repeat(LIMIT + LIMIT / 4)), LIMIT);
+        assert!(document.truncated);
+        assert!(
+            (LIMIT / 2..=LIMIT).contains(&document.json.len()),
+            "{words:?}: {} bytes",
+            document.json.len()
+        );
+    }
+}
+
+#[test]
+fn the_full_size_counts_what_the_agent_had_cut() {
+    let mut answer = ran("what it kept");
+    if let Some(Data::Exec(exec)) = &mut answer.data {
+        exec.clipped.insert("stdout".into(), 20_000_001);
+    }
+    for sensitive in [Sensitive::Secret, Sensitive::Status] {
+        let finished = ended(exec(), vec![answer.clone()], sensitive);
+        let target = &finished.status.targets[0];
+        assert_eq!(target.clipped["exec.stdout"], 20_000_001, "{sensitive:?}");
+        assert_eq!(finished.documents.len(), 1);
+    }
+    let secret = ended(exec(), vec![answer], Sensitive::Secret);
+    let summary = secret.status.summary.unwrap();
+    assert!(summary.contains("20000001 bytes of output"), "{summary}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
