@@ -127,6 +127,64 @@ fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed() {
     }
 }
 
+/// Our files in the folders of the targets' root that are newer than the test.
+fn files_since(start: std::time::SystemTime) -> Vec<std::path::PathBuf> {
+    ["tmp", "dev/shm", "var/tmp"]
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(live::root().join(folder)).ok())
+        .flatten()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(".sidewinder-")
+        })
+        .filter(|entry| {
+            entry
+                .metadata()
+                .is_ok_and(|m| m.modified().unwrap() >= start)
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[test]
+fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next() {
+    let target = Start {
+        program: LOCKED,
+        user: Some((4711, 4712, 4713)),
+        ..Start::default()
+    }
+    .start();
+    blocked_in_futex(&target);
+    let start = std::time::SystemTime::now();
+    let mut first = target.exec_start("1", &["--start", "15s"]);
+    target.until("armed", Target::armed);
+    // Somebody else's request is not touched while its sidecar lives.
+    let (code, answer) = target.exec("1", &["--start", "300ms"]);
+    assert_eq!(
+        (code, &answer["reason"]),
+        (5, &"TargetBusy".into()),
+        "{answer}"
+    );
+    assert!(target.armed());
+    let held = files_since(start);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(target.armed());
+    let mine: Vec<_> = held.iter().filter(|file| file.exists()).collect();
+    assert!(mine.len() >= 2, "{held:?}");
+    let (code, answer) = target.exec("1", &["--start", "300ms"]);
+    assert_eq!(
+        (code, &answer["reason"], &answer["disarmed"]),
+        (5, &"TargetBlocked".into(), &true.into()),
+        "{answer}"
+    );
+    assert!(!target.armed());
+    target.until("clean", |_| held.iter().all(|file| !file.exists()));
+}
+
 #[test]
 fn a_disabled_interpreter_is_never_written_to() {
     let target = Start {

@@ -110,7 +110,8 @@ pub fn run(socket: &Path, idle: Duration) -> anyhow::Result<()> {
         accept(&acceptor, &listener);
         leave(&acceptor);
     })?;
-    perform::sweep();
+    // It looks into folders of the target, which may answer late or never.
+    spawn("sweep", perform::sweep)?;
     let mut requests = agent.requests();
     loop {
         let now = Instant::now();

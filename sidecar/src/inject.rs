@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use sidewinder_decode::Runtime;
 use sidewinder_decode::remote_exec::{self, ThreadSupport};
 use sidewinder_linux::Process;
-use sidewinder_linux::carrier::{Carrier, CarrierError};
+use sidewinder_linux::carrier::{self, Carrier, CarrierError};
 use sidewinder_linux::stop::StopError;
 use sidewinder_linux::turns::{Turn, Turns};
 use sidewinder_linux::write::{ArmError, Armed, Disarmed, RequestSlot, arm, disarm_stale};
@@ -124,8 +124,13 @@ pub fn exec(
     }
 }
 
-/// Takes back requests that an ended sidecar left armed in any thread.
+/// Takes back requests that an ended sidecar left armed in any thread, and removes its files.
 pub fn sweep(process: &Process, runtime: &Runtime) {
+    sweep_requests(process, runtime);
+    carrier::sweep(process);
+}
+
+fn sweep_requests(process: &Process, runtime: &Runtime) {
     let Ok(threads) = process.threads() else {
         return;
     };
@@ -309,6 +314,10 @@ impl Run<'_> {
                 hold,
             ) {
                 Ok(armed) => break armed,
+                // A killed sidecar may have left it there.
+                Err(ArmError::Outstanding { .. })
+                    if Instant::now() < until
+                        && disarm_stale(self.process, slot(thread)).unwrap_or_default() => {}
                 Err(error) if passes(&error, attempts) && Instant::now() < until => {
                     self.still_wanted()?;
                     if self.process.wait_exit(ARM_PAUSE) {
@@ -406,8 +415,9 @@ impl Run<'_> {
                 match step {
                     Ok(()) if self.policy == WakePolicy::Never => {}
                     Ok(()) => self.outcome.wake = Wake::Interrupt,
-                    // In uninterruptible sleep it may yet come back in time.
-                    Err(StopError::Unstoppable { .. }) => {}
+                    // In uninterruptible sleep it may yet come back in time, and another sidecar holds it for
+                    // milliseconds.
+                    Err(StopError::Unstoppable { .. } | StopError::Traced { .. }) => {}
                     Err(error) => return Err(stop_refusal(&error)),
                 }
             }

@@ -10,23 +10,26 @@
     reason = "descriptors are handed through an exec, which std has no safe way to do"
 )]
 
+mod child;
+mod files;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sched::CloneFlags;
-use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
-use rustix::thread::{CapabilitySet, CapabilitySets};
-use sidewinder_decode::Addr;
+use rustix::fs::{MemfdFlags, OFlags};
+
+pub use child::carrier_main;
+use files::Files;
+pub use files::sweep;
+pub(crate) use files::{in_use, is_ours, remove};
 
 use crate::procfs::Status;
 use crate::write::{RequestSlot, remaining};
@@ -36,10 +39,6 @@ use crate::{Error, Process};
 pub const LEAST_DESCRIPTOR: u32 = 256;
 /// Numbers below this cost a descriptor table of at most 512 KiB.
 const MOST_DESCRIPTOR: u32 = 65_536;
-/// How the names of our files begin, where files it has to be.
-pub(crate) const FILE_PREFIX: &str = ".sidewinder-";
-/// Where files may lie in the target, in the order they are tried.
-const FOLDERS: [&str; 3] = ["/dev/shm", "/tmp", "/var/tmp"];
 /// How long a carrier may take to say that it is there.
 const START: Duration = Duration::from_secs(5);
 /// What a carrier is told when nothing is armed any more.
@@ -104,7 +103,7 @@ pub struct Carrier {
 #[derive(Debug)]
 enum Holder {
     Child { child: Child, control: UnixStream },
-    Files { dir: OwnedFd, names: [String; 2] },
+    Files(#[expect(dead_code, reason = "a guard")] Files),
 }
 
 impl Carrier {
@@ -121,11 +120,20 @@ impl Carrier {
             },
             Err(why) => why.to_owned(),
         };
-        Self::files(process, &status).map_err(|source| CarrierError::NoWay {
-            pid: process.pid(),
-            child: refused,
-            source,
-        })
+        match files::make(process, &status) {
+            Ok(made) => Ok(Self {
+                script: made.script,
+                result: made.result,
+                script_path: made.paths.0,
+                result_path: made.paths.1,
+                holder: Holder::Files(made.files),
+            }),
+            Err(source) => Err(CarrierError::NoWay {
+                pid: process.pid(),
+                child: refused,
+                source,
+            }),
+        }
     }
 
     fn child(
@@ -223,63 +231,6 @@ impl Carrier {
         })
     }
 
-    fn files(process: &Process, status: &Status) -> io::Result<Self> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for folder in FOLDERS {
-            let made = process
-                .in_root(folder, OFlags::RDONLY | OFlags::DIRECTORY)
-                .and_then(|dir| Self::files_in(folder, dir.into(), status));
-            match made {
-                Ok(carrier) => return Ok(carrier),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    fn files_in(folder: &str, dir: OwnedFd, status: &Status) -> io::Result<Self> {
-        let id = u64::from(random()?) << 32 | u64::from(random()?);
-        let names = [
-            format!("{FILE_PREFIX}{id:016x}.py"),
-            format!("{FILE_PREFIX}{id:016x}.out"),
-        ];
-        let create = |name: &str, mode: u32| -> io::Result<File> {
-            let fd = rustix::fs::openat(
-                &dir,
-                name,
-                OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::from_raw_mode(0o600),
-            )?;
-            // The umask does not count here.
-            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
-            Ok(File::from(fd))
-        };
-        let [script_name, result_name] = &names;
-        let script = create(script_name, 0o444)?;
-        let made = create(result_name, 0o600).and_then(|result| {
-            let owner = rustix::fs::Uid::from_raw(status.uids[3]);
-            if rustix::process::geteuid() != owner
-                && rustix::fs::fchown(&result, Some(owner), None).is_err()
-            {
-                rustix::fs::fchmod(&result, Mode::from_raw_mode(0o622))?;
-            }
-            Ok(result)
-        });
-        let unlink = || {
-            for name in &names {
-                let _ = rustix::fs::unlinkat(&dir, name.as_str(), AtFlags::empty());
-            }
-        };
-        let result = made.inspect_err(|_| unlink())?;
-        Ok(Self {
-            script,
-            result,
-            script_path: format!("{folder}/{script_name}"),
-            result_path: format!("{folder}/{result_name}"),
-            holder: Holder::Files { dir, names },
-        })
-    }
-
     /// The script's path as the target sees it.
     pub fn script_path(&self) -> &str {
         &self.script_path
@@ -312,7 +263,7 @@ impl Carrier {
     pub fn interrupt(&self, process: &Process) -> io::Result<()> {
         match &self.holder {
             Holder::Child { control, .. } => (&*control).write_all(&INTERRUPT),
-            Holder::Files { .. } => process.interrupt(),
+            Holder::Files(_) => process.interrupt(),
         }
     }
 
@@ -340,11 +291,8 @@ impl Drop for Carrier {
     fn drop(&mut self) {
         match &mut self.holder {
             Holder::Child { child, control } => end(child, control),
-            Holder::Files { dir, names } => {
-                for name in names {
-                    let _ = rustix::fs::unlinkat(&*dir, name.as_str(), AtFlags::empty());
-                }
-            }
+            // They go with their own guard.
+            Holder::Files(_) => {}
         }
     }
 }
@@ -411,308 +359,4 @@ fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
         *word = bytes.try_into().map_or(0, u64::from_le_bytes);
     }
     out
-}
-
-/// What the hidden `carrier` command is told; everything is a number.
-#[derive(Debug, PartialEq, Eq)]
-struct Orders {
-    descriptors: [RawFd; 4],
-    memory: Option<RawFd>,
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-    lifetime: Duration,
-}
-
-fn orders(args: &[String]) -> Option<Orders> {
-    let [
-        script,
-        result,
-        control,
-        pidfd,
-        memory,
-        uid,
-        gid,
-        groups,
-        lifetime,
-    ] = args
-    else {
-        return None;
-    };
-    let groups = groups.strip_prefix('[')?.strip_suffix(']')?;
-    Some(Orders {
-        descriptors: [
-            script.parse().ok()?,
-            result.parse().ok()?,
-            control.parse().ok()?,
-            pidfd.parse().ok()?,
-        ],
-        memory: match memory.as_str() {
-            "-" => None,
-            number => Some(number.parse().ok()?),
-        },
-        uid: uid.parse().ok()?,
-        gid: gid.parse().ok()?,
-        groups: groups
-            .split(',')
-            .filter(|group| !group.is_empty())
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .ok()?,
-        lifetime: Duration::from_millis(lifetime.parse().ok()?),
-    })
-    .filter(|orders| {
-        orders
-            .descriptors
-            .iter()
-            .chain(&orders.memory)
-            .all(|fd| *fd > 2)
-    })
-}
-
-/// The hidden `carrier` command. It takes nothing but what [`Carrier::start`] passes on.
-pub fn carrier_main(args: &[String]) -> ExitCode {
-    let Some(orders) = orders(args) else {
-        return ExitCode::from(2);
-    };
-    match carry(&orders) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(6),
-    }
-}
-
-fn carry(orders: &Orders) -> io::Result<()> {
-    let end_of_life = Instant::now() + orders.lifetime;
-    for fd in orders.descriptors.into_iter().chain(orders.memory) {
-        // Whoever runs this by hand with other numbers gets an error instead of somebody's descriptor.
-        // SAFETY: asking about a descriptor changes nothing, whatever the number.
-        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    // SAFETY: the four numbers are open, were inherited for this purpose, and nothing else in this process owns them.
-    let [script, result, control, pidfd] = orders
-        .descriptors
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-    // SAFETY: as above.
-    let memory = orders
-        .memory
-        .map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    take_identity(orders)?;
-    let script = move_high(&script)?;
-    let result = File::from(move_high(&result)?);
-    let mut control = UnixStream::from(control);
-    let mut hello = Vec::with_capacity(24);
-    for word in [
-        u64::from(std::process::id()),
-        u64::try_from(script.as_raw_fd()).unwrap_or_default(),
-        u64::try_from(result.as_raw_fd()).unwrap_or_default(),
-    ] {
-        hello.extend_from_slice(&word.to_le_bytes());
-    }
-    control.write_all(&hello)?;
-    let mut request = None;
-    let mut message = [0; 24];
-    while control.read_exact(&mut message).is_ok() {
-        if message == GOODBYE {
-            return Ok(());
-        }
-        if message == INTERRUPT {
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::INT);
-            continue;
-        }
-        request = Some(words::<3>(&message));
-    }
-    // The sidecar is gone: whoever ends a carrier in good order says goodbye.
-    while !ended(&pidfd) && !finished(&result) && Instant::now() < end_of_life {
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        let _ = rustix::event::poll(
-            &mut fds,
-            Some(&Timespec {
-                tv_sec: 0,
-                tv_nsec: 100_000_000,
-            }),
-        );
-    }
-    if let Some([pid, pending, path]) = request
-        && let Ok(pid) = i32::try_from(pid)
-        && !ended(&pidfd)
-    {
-        let ours = format!("/proc/{}/fd/{}\0", std::process::id(), script.as_raw_fd());
-        let target = Memory {
-            pid: Pid::from_raw(pid),
-            file: memory,
-        };
-        target.take_back(Addr(pending), Addr(path), ours.as_bytes());
-    }
-    Ok(())
-}
-
-/// The target's user, groups and nothing else: its own check of us asks that its capabilities cover ours.
-fn take_identity(orders: &Orders) -> io::Result<()> {
-    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-    let (uid, gid) = (Uid::from_raw(orders.uid), Gid::from_raw(orders.gid));
-    let groups: Vec<Gid> = orders.groups.iter().copied().map(Gid::from_raw).collect();
-    // Without CAP_SETGID the groups stay as they are; only the ids decide who may look at us.
-    let _ = setgroups(&groups);
-    setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)?;
-    rustix::thread::set_no_new_privs(true)?;
-    let none = CapabilitySet::empty();
-    rustix::thread::set_capabilities(
-        None,
-        CapabilitySets {
-            effective: none,
-            permitted: none,
-            inheritable: none,
-        },
-    )?;
-    // Changing the user made it undumpable, and then nobody may open its descriptors.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
-    Ok(())
-}
-
-/// A copy of the descriptor at a random high number; the old one closes with the caller's.
-fn move_high(fd: &OwnedFd) -> io::Result<OwnedFd> {
-    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
-    let most = u32::try_from(hard).unwrap_or(u32::MAX).min(MOST_DESCRIPTOR);
-    let _ = nix::sys::resource::setrlimit(
-        nix::sys::resource::Resource::RLIMIT_NOFILE,
-        u64::from(most),
-        u64::from(most),
-    );
-    let least = (most / 2).max(LEAST_DESCRIPTOR);
-    let span = most.saturating_sub(least).saturating_sub(64).max(1);
-    let number = least + random()? % span;
-    let number = i32::try_from(number).map_err(io::Error::other)?;
-    // The lowest free number from there on.
-    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(number))?;
-    // SAFETY: fcntl has just made it, and nothing else knows of it.
-    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
-    debug_assert_eq!(
-        fcntl(&copy, FcntlArg::F_GETFD),
-        Ok(FdFlag::FD_CLOEXEC.bits())
-    );
-    Ok(copy)
-}
-
-fn ended(pidfd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    !matches!(
-        rustix::event::poll(
-            &mut fds,
-            Some(&Timespec {
-                tv_sec: 0,
-                tv_nsec: 0
-            })
-        ),
-        Ok(0)
-    )
-}
-
-fn finished(result: &File) -> bool {
-    let mut tail = [0; END_RECORD.len()];
-    let Some(at) = result
-        .metadata()
-        .ok()
-        .and_then(|meta| meta.len().checked_sub(tail.len() as u64))
-    else {
-        return false;
-    };
-    result.read_exact_at(&mut tail, at).is_ok() && tail == END_RECORD
-}
-
-/// The target's memory, through the file where there is one.
-struct Memory {
-    pid: Pid,
-    file: Option<File>,
-}
-
-impl Memory {
-    fn remote(at: Addr, len: usize) -> nix::sys::uio::RemoteIoVec {
-        nix::sys::uio::RemoteIoVec {
-            base: usize::try_from(at.0).unwrap_or_default(),
-            len,
-        }
-    }
-
-    fn read(&self, at: Addr, buf: &mut [u8]) -> bool {
-        if let Some(file) = &self.file {
-            return file.read_exact_at(buf, at.0).is_ok();
-        }
-        let remote = Self::remote(at, buf.len());
-        let len = buf.len();
-        nix::sys::uio::process_vm_readv(self.pid, &mut [io::IoSliceMut::new(buf)], &[remote])
-            == Ok(len)
-    }
-
-    /// As the sidecar would have done it; without the right to, nothing happens.
-    fn take_back(&self, pending: Addr, path: Addr, ours: &[u8]) {
-        let mut flag = [0; 4];
-        let mut there = vec![0; ours.len()];
-        if !self.read(pending, &mut flag)
-            || flag == [0; 4]
-            || !self.read(path, &mut there)
-            || there != ours
-        {
-            return;
-        }
-        let none = [0; 4];
-        if let Some(file) = &self.file {
-            let _ = file.write_all_at(&none, pending.0);
-        } else {
-            let remote = Self::remote(pending, none.len());
-            let _ =
-                nix::sys::uio::process_vm_writev(self.pid, &[io::IoSlice::new(&none)], &[remote]);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args(text: &str) -> Vec<String> {
-        text.split(' ').map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn orders_are_numbers_or_refused() {
-        let read = orders(&args("5 6 7 8 - 1000 1001 [4,27] 30000")).unwrap();
-        assert_eq!((read.descriptors, read.memory), ([5, 6, 7, 8], None));
-        assert_eq!((read.uid, read.gid, read.groups), (1000, 1001, vec![4, 27]));
-        assert_eq!(read.lifetime, Duration::from_secs(30));
-        assert_eq!(
-            orders(&args("5 6 7 8 9 0 0 [] 1")).unwrap().groups,
-            Vec::<u32>::new()
-        );
-        assert_eq!(orders(&args("0 6 7 8 - 0 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 - root 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 9 0 0 [x] 1")), None);
-        assert_eq!(orders(&args("5 6 7")), None);
-    }
-
-    #[test]
-    fn a_result_is_finished_when_its_last_record_says_so() {
-        let file = memfd("test").unwrap();
-        assert!(!finished(&file));
-        file.write_all_at(b"o\x01\0\0\0\0\0\0\0xS\0\0\0\0\0\0\0\0", 0)
-            .unwrap();
-        assert!(!finished(&file));
-        file.write_all_at(&END_RECORD, 19).unwrap();
-        assert!(finished(&file));
-    }
-
-    #[test]
-    fn a_descriptor_moves_to_a_high_number_and_stays_the_same_file() {
-        let file = memfd("test").unwrap();
-        file.write_all_at(b"sidewinder", 0).unwrap();
-        let (soft, _) =
-            nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
-        let moved = move_high(&OwnedFd::from(file)).unwrap();
-        assert!(soft <= 512 || moved.as_raw_fd() >= 256, "{moved:?}");
-        let mut back = [0; 10];
-        File::from(moved).read_exact_at(&mut back, 0).unwrap();
-        assert_eq!(&back, b"sidewinder");
-    }
 }

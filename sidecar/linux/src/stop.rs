@@ -113,10 +113,12 @@ enum Failure {
 /// # Errors
 /// [`StopError`]; no thread is held then.
 pub fn stop(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuard, StopError> {
-    let turn = HELD.take(process.pid(), MAX_TURN).ok_or_else(|| StopError::Traced {
-        pid: process.pid(),
-        tracer: i32::try_from(std::process::id()).unwrap_or_default(),
-    })?;
+    let turn = HELD
+        .take(process.pid(), MAX_TURN)
+        .ok_or_else(|| StopError::Traced {
+            pid: process.pid(),
+            tracer: i32::try_from(std::process::id()).unwrap_or_default(),
+        })?;
     let status = process.status()?;
     if status.tracer != 0 {
         return Err(StopError::Traced {

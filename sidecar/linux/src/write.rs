@@ -342,10 +342,7 @@ pub(crate) fn take_back(
 
 /// Whether a path has the form of one of our requests.
 pub fn is_ours(path: &str) -> bool {
-    if path
-        .rsplit_once('/')
-        .is_some_and(|(_, name)| name.starts_with(crate::carrier::FILE_PREFIX))
-    {
+    if crate::carrier::is_ours(path) {
         return true;
     }
     let number = |text: &str, least: u32| text.parse::<u32>().is_ok_and(|n| n >= least);
@@ -355,7 +352,7 @@ pub fn is_ours(path: &str) -> bool {
 }
 
 /// Takes back a request of our form that an ended sidecar left behind: true when there was one. A request whose file
-/// can still be opened belongs to a sidecar that lives, and is left alone.
+/// is still held belongs to a sidecar that lives, and is left alone.
 ///
 /// # Errors
 /// What the kernel said.
@@ -373,16 +370,33 @@ pub fn disarm_stale(process: &Process, slot: RequestSlot) -> Result<bool, Error>
     let Some(text) = std::str::from_utf8(&path).ok().filter(|text| is_ours(text)) else {
         return Ok(false);
     };
-    // The links in /proc are magic ones; it is enough to see whether the entry exists.
-    let dir = text.rsplit_once('/').map_or("/", |(dir, _)| dir);
-    let name = text.rsplit_once('/').map_or(text, |(_, name)| name);
-    if let Ok(dir) = process.in_root(dir, OFlags::PATH | OFlags::DIRECTORY)
-        && rustix::fs::statat(&dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    {
-        return Ok(false);
+    if crate::carrier::is_ours(text) {
+        if crate::carrier::in_use(process, text) {
+            return Ok(false);
+        }
+    } else {
+        // The links in /proc are magic ones; it is enough to see whether the entry exists.
+        let dir = text.rsplit_once('/').map_or("/", |(dir, _)| dir);
+        let name = text.rsplit_once('/').map_or(text, |(_, name)| name);
+        let seen = process
+            .in_root(dir, OFlags::PATH | OFlags::DIRECTORY)
+            .and_then(|dir| {
+                let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::statat(&dir, name, flags).map_err(std::io::Error::from)
+            });
+        match seen {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            // It is there, or it is not ours to see.
+            _ => return Ok(false),
+        }
     }
+    let files = crate::carrier::is_ours(text).then(|| text.to_owned());
     path.push(0);
-    take_back(&writer, slot, &path)
+    let taken = take_back(&writer, slot, &path)?;
+    if let Some(script) = files {
+        crate::carrier::remove(process, &script);
+    }
+    Ok(taken)
 }
 
 /// How long it is until `deadline`, never negative.
