@@ -225,6 +225,8 @@ fn kubectl(arguments: &[&str]) -> Result<String> {
     let mut kubectl = Command::new(format!("{TOOLS}/kubernetes/kubectl"));
     kubectl
         .env_clear()
+        // Without a home its discovery cache lands in the working folder.
+        .env("HOME", "/run")
         .arg(format!("--kubeconfig={INSIDE}/admin.kubeconfig"))
         .arg("--request-timeout=5s")
         .args(arguments);
