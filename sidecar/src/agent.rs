@@ -43,6 +43,9 @@ const MAX_CONNECTIONS: usize = 32;
 /// How long running requests have to undo what they did when the agent is told to leave.
 const FAREWELL: Duration = Duration::from_secs(8);
 
+/// How long an operator that is connected then has to acknowledge their outcomes, which end with the agent.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
 struct Agent {
     instance: String,
     requests: Mutex<Requests>,
@@ -56,6 +59,14 @@ impl Agent {
     fn requests(&self) -> MutexGuard<'_, Requests> {
         // Every change of the table is a single call, so it is whole even after a panic.
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connected(&self) -> bool {
+        *self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            > 0
     }
 }
 
@@ -127,7 +138,15 @@ pub fn run(socket: &Path, idle: Duration) -> anyhow::Result<()> {
             .unwrap_or_else(PoisonError::into_inner)
             .0;
     }
-    // Running requests disarm and let go before the process ends.
+    drop(requests);
+    farewell(&agent);
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}
+
+/// Running requests disarm and let go before the process ends, and whoever is connected gets their outcomes.
+fn farewell(agent: &Agent) {
+    let mut requests = agent.requests();
     let deadline = Instant::now() + FAREWELL;
     while requests.cancel_all() > 0 && Instant::now() < deadline {
         let rest = deadline.saturating_duration_since(Instant::now());
@@ -137,9 +156,15 @@ pub fn run(socket: &Path, idle: Duration) -> anyhow::Result<()> {
             .unwrap_or_else(PoisonError::into_inner)
             .0;
     }
-    drop(requests);
-    let _ = std::fs::remove_file(socket);
-    Ok(())
+    let deadline = Instant::now() + LAST_ANSWERS;
+    while requests.waiting() > 0 && agent.connected() && Instant::now() < deadline {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        requests = agent
+            .changed
+            .wait_timeout(requests, rest)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+    }
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
@@ -185,6 +210,8 @@ fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             *connections = connections.saturating_sub(1);
+            drop(connections);
+            served.changed.notify_all();
         });
         if started.is_err() {
             let mut connections = agent
@@ -223,7 +250,10 @@ fn serve(agent: &Arc<Agent>, stream: &UnixStream) -> anyhow::Result<()> {
         match message {
             ToAgent::Run { request } => start(agent, protocol, request, &answers)?,
             ToAgent::Cancel { id } => agent.requests().cancel(&id),
-            ToAgent::Acknowledge { id } => agent.requests().acknowledge(&id, Instant::now()),
+            ToAgent::Acknowledge { id } => {
+                agent.requests().acknowledge(&id, Instant::now());
+                agent.changed.notify_all();
+            }
             ToAgent::Ping => answers.send(ToOperator::Pong)?,
             ToAgent::Hello { .. } | ToAgent::Unknown => {}
         }

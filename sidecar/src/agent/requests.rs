@@ -186,6 +186,11 @@ impl Requests {
         self.running()
     }
 
+    /// How many outcomes wait to be acknowledged.
+    pub fn waiting(&self) -> usize {
+        self.entries.len().saturating_sub(self.running())
+    }
+
     /// Drops outcomes that nobody fetched in time.
     pub fn expire(&mut self, now: Instant) {
         let old: Vec<String> = self

@@ -131,6 +131,34 @@ fn another_protocol_is_named_and_nothing_is_begun() {
 }
 
 #[test]
+fn an_agent_that_leaves_ends_its_requests_and_waits_until_their_outcomes_are_safe() {
+    let agent = agent();
+    *agent.connections.lock().unwrap() = 1;
+    let (watcher, told) = channel();
+    let Begin::Start(cancel) = agent.requests().begin("a", &watcher, Instant::now()) else {
+        panic!("not begun")
+    };
+    let leaving = agent.clone();
+    let left = std::thread::spawn(move || {
+        farewell(&leaving);
+        leaving.requests().waiting()
+    });
+    let limit = Instant::now() + FAREWELL;
+    while !cancel.load(Ordering::SeqCst) {
+        assert!(Instant::now() < limit, "the request was not cancelled");
+        std::thread::yield_now();
+    }
+    let outcome = failed(&agent.instance, "a".into(), String::new());
+    finish(&agent, outcome);
+    let Ok(ToOperator::Finished { outcome }) = told.recv_timeout(FAREWELL) else {
+        panic!("no outcome")
+    };
+    let mut peer = Peer::introduced(&agent, PROTOCOL);
+    peer.send(&ToAgent::Acknowledge { id: outcome.id });
+    assert_eq!(left.join().unwrap(), 0);
+}
+
+#[test]
 fn who_does_not_introduce_himself_is_not_served() {
     let agent = agent();
     let mut peer = Peer::new(&agent);
