@@ -23,6 +23,9 @@ use crate::capture::capture;
 use crate::discover::{self, Discovery, Found};
 use crate::perform::{self, Bounds};
 
+/// The exit code of a command that cannot be carried out as it was given, as clap has it.
+const WRONG_USAGE: u8 = 2;
+
 /// How long `stacks`, `tasks` and `record` may take.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
@@ -74,8 +77,12 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             timeout,
             output,
         } => {
+            let script = match read_script(&file) {
+                Ok(script) => script,
+                Err(error) => return Ok(wrong_usage(&error)),
+            };
             let request = ExecRequest {
-                script: read_script(&file)?,
+                script,
                 thread,
                 wake: wake.into(),
                 interpreter,
@@ -92,6 +99,12 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn code(reason: Reason) -> ExitCode {
     ExitCode::from(reason.exit_code())
+}
+
+/// Says what is wrong with a file that the command names.
+fn wrong_usage(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(WRONG_USAGE)
 }
 
 /// Writes to stdout; a reader that has gone away is no error.
@@ -164,7 +177,10 @@ fn answer(outcome: &TargetOutcome, json: bool) -> anyhow::Result<ExitCode> {
 
 fn snapshot(source: &Source, action: &Action, json: bool) -> anyhow::Result<ExitCode> {
     if let Some(file) = &source.image {
-        return answer(&from_image(file, action)?, json);
+        return match from_image(file, action) {
+            Ok(outcome) => answer(&outcome, json),
+            Err(error) => Ok(wrong_usage(&error)),
+        };
     }
     let pid = source.pid.context("either --pid or --image is needed")?;
     let bounds = Bounds {

@@ -45,6 +45,16 @@ struct Renderer<'a> {
 }
 
 impl<'a> Renderer<'a> {
+    /// Adds what the tree of `root` will show.
+    fn reach(&self, root: &'a Task, reached: &mut HashSet<&'a str>) {
+        let mut todo = vec![root];
+        while let Some(task) = todo.pop() {
+            if reached.insert(&task.id) {
+                todo.extend(self.children.get(task.id.as_str()).into_iter().flatten());
+            }
+        }
+    }
+
     fn tree(&mut self, root: &'a Task, last_root: bool) {
         // Ids on the way from the root to the current task, to tell a cycle from a task shared by several.
         let mut path: Vec<&'a str> = Vec::new();
@@ -175,25 +185,29 @@ pub(super) fn render(tasks: &Tasks) -> String {
             continue;
         }
         let _ = writeln!(renderer.out, "\n{title}: {}", count(members.len(), "task"));
+        let waits = |task: &&Task| {
+            let mut waiters = task.awaited_by.iter();
+            waiters.any(|waiter| known.contains(waiter.as_str()))
+        };
         let mut roots: Vec<&Task> = members
             .iter()
             .copied()
-            .filter(|task| {
-                !task
-                    .awaited_by
-                    .iter()
-                    .any(|waiter| known.contains(waiter.as_str()))
-            })
+            .filter(|task| !waits(task))
             .collect();
-        let count = roots.len();
-        for (index, root) in roots.drain(..).enumerate() {
-            renderer.tree(root, index.saturating_add(1) == count);
+        let mut reached = renderer.printed.clone();
+        for root in &roots {
+            renderer.reach(root, &mut reached);
         }
         // What no root leads to is part of a cycle, or awaited by one.
         for task in members {
-            if !renderer.printed.contains(task.id.as_str()) {
-                renderer.tree(task, true);
+            if !reached.contains(task.id.as_str()) {
+                renderer.reach(task, &mut reached);
+                roots.push(task);
             }
+        }
+        let count = roots.len();
+        for (index, root) in roots.into_iter().enumerate() {
+            renderer.tree(root, index.saturating_add(1) == count);
         }
     }
     let task_names: HashMap<&str, &str> = tasks
@@ -249,7 +263,15 @@ mod tests {
         sample.tasks[0].awaited_by = vec![sample.tasks[1].id.clone()];
         sample.tasks[1].awaited_by = vec![sample.tasks[0].id.clone()];
         sample.cycles = vec![vec![sample.tasks[0].id.clone(), sample.tasks[1].id.clone()]];
+        let mut apart = samples::tasks().tasks[0].clone();
+        apart.id = "0xa".to_owned();
+        apart.name = "apart".to_owned();
+        sample.tasks.push(apart);
         let text = render(&sample);
+        assert!(
+            text.contains("\n├── apart [running]\n") && text.contains("\n└── boss"),
+            "{text}"
+        );
         assert!(text.contains("boss (closes a cycle)"), "{text}");
         assert!(
             text.contains("cycle: boss, shared wait for each other"),
