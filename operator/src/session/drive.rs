@@ -853,12 +853,13 @@ impl<'a, C: Connect> Run<'a, C> {
         Ok(Flow::Stop(Outcome::Ended))
     }
 
-    /// From the session's start to now; over a restart of the operator only whole seconds are known.
+    /// From the session's start to now. What stands in the status is cut to whole seconds: a start that is a second or
+    /// more before this run's own was another run's, and then only whole seconds are known.
     fn elapsed(&self, now: Timestamp) -> Duration {
         let started = plan::started(&self.session, now);
         let whole = Duration::try_from(now.duration_since(started)).unwrap_or_default();
         let here = self.began.elapsed();
-        if whole > here + Duration::from_secs(2) {
+        if whole > here + Duration::from_secs(1) {
             whole
         } else {
             here
