@@ -470,9 +470,21 @@ fn unscheduled(pod: &Pod, phase: &str) -> String {
     }
 }
 
+/// Whether nothing of the pod is started any more: it is being deleted, was evicted, or has ended.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// Whether the kubelet will start the container again.
 fn restarts(pod: &Pod, container: &str, code: i32) -> bool {
     let Some(spec) = &pod.spec else { return false };
+    if is_over(pod) {
+        return false;
+    }
     let init = spec
         .init_containers
         .iter()
@@ -790,7 +802,7 @@ fn resume(
     let id = status.and_then(|status| status.container_id.as_deref());
     let restarted = id.is_some_and(|id| id != intent.container_id);
     let ended = state.and_then(|state| state.terminated.as_ref());
-    let waiting = state.is_some_and(|state| state.waiting.is_some());
+    let waiting = state.is_some_and(|state| state.waiting.is_some()) && !is_over(pod);
     let what = format!("container {} of pod {name}", intent.container);
     if restarted
         || waiting
@@ -808,17 +820,31 @@ fn resume(
         return lost(
             Reason::TargetExited,
             format!(
-                "{what} ended with exit code {} while the script was asked for",
-                ended.exit_code
+                "{what} ended with exit code {} while the script was asked for{}",
+                ended.exit_code,
+                if pod.metadata.deletion_timestamp.is_some() {
+                    "; the pod is being deleted"
+                } else {
+                    ""
+                }
             ),
             false,
         );
     }
     let gone = |how: String| {
+        // A pod that is deleted takes the sidecar along, often before its own containers.
+        let (reason, cause) = if pod.metadata.deletion_timestamp.is_some() {
+            (
+                Reason::TargetExited,
+                format!("pod {name} is being deleted: "),
+            )
+        } else {
+            (Reason::SidecarLost, String::new())
+        };
         lost(
-            Reason::SidecarLost,
+            reason,
             format!(
-                "sidecar {} {how} after the script was given to it; it is not run again, since it may have run already",
+                "{cause}sidecar {} {how} after the script was given to it; it is not run again, since it may have run already",
                 intent.sidecar
             ),
             true,

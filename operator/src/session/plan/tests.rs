@@ -428,6 +428,28 @@ fn a_given_script_is_never_given_to_another_agent() {
         ..scripted(there(running(), never))
     };
     assert_eq!(reason_of(&decide(&exec(), &observed)), Reason::TargetExited);
+    // A pod that is deleted takes the sidecar along, often before its own containers.
+    let deleted = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    let observed = Observed {
+        intent: Some(intent("i1")),
+        ..scripted(there(
+            json!({"terminated": {"exitCode": 0}}),
+            deleted.clone(),
+        ))
+    };
+    let step = decide(&exec(), &observed);
+    assert_eq!(reason_of(&step), Reason::TargetExited);
+    assert!(matches!(step, Step::End(end) if end.maybe_armed));
+    // Whatever its restart policy says, a pod that is over starts nothing again.
+    for over in [deleted, json!({"status": {"phase": "Failed"}})] {
+        let mut pod = app(json!({"terminated": {"exitCode": 137}}), "containerd://c1");
+        merge(&mut pod, over);
+        let observed = Observed {
+            intent: Some(intent("i1")),
+            ..scripted(there(running(), pod))
+        };
+        assert_eq!(reason_of(&decide(&exec(), &observed)), Reason::TargetExited);
+    }
 }
 
 #[test]
