@@ -505,3 +505,25 @@ fn a_missing_thread_or_interpreter_is_named() {
     assert_eq!(code, 4, "{answer}");
     assert!(!target.armed());
 }
+
+#[test]
+fn commands_side_by_side_take_turns_at_the_target() {
+    let target =
+        Target::start("import time\nprint('ready', flush=True)\nwhile True: time.sleep(0.001)");
+    let before = target.traces();
+    for round in 0..6 {
+        let started: Vec<_> = (0..4)
+            .map(|each| target.exec_start(&format!("{round}, {each}"), &[]))
+            .collect();
+        for (each, command) in started.into_iter().enumerate() {
+            let output = command.wait_with_output().unwrap();
+            let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(
+                (output.status.code(), &answer["value"]),
+                (Some(0), &format!("({round}, {each})").into()),
+                "{answer}"
+            );
+        }
+    }
+    assert_eq!(target.traces(), before);
+}

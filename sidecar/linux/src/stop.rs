@@ -107,12 +107,38 @@ enum Failure {
     Unstoppable(u64),
 }
 
+/// How long somebody else who traces the process is waited for: another sidecar lets go within milliseconds.
+const OTHERS: Duration = Duration::from_millis(200);
+/// How long it is before it is tried again.
+const OTHERS_PAUSE: Duration = Duration::from_millis(5);
+
 /// Stops these threads of the process, for at most `limit`. Threads that have ended are left out of
 /// [`StopGuard::tids`].
 ///
 /// # Errors
 /// [`StopError`]; no thread is held then.
 pub fn stop(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuard, StopError> {
+    let until = Instant::now() + OTHERS;
+    let mut denied = false;
+    loop {
+        let error = match attempt(process, tids, limit) {
+            Ok(guard) => return Ok(guard),
+            Err(error) => error,
+        };
+        let again = match &error {
+            StopError::Traced { .. } => Instant::now() < until,
+            // Whoever traced it when this was tried may have let go before that was looked up: ptrace(2) says EPERM.
+            StopError::Process(Error::Denied { .. }) => !std::mem::replace(&mut denied, true),
+            _ => false,
+        };
+        if !again {
+            return Err(error);
+        }
+        std::thread::sleep(OTHERS_PAUSE);
+    }
+}
+
+fn attempt(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuard, StopError> {
     let turn = HELD
         .take(process.pid(), MAX_TURN)
         .ok_or_else(|| StopError::Traced {

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sidewinder_linux::carrier::Carrier;
+use sidewinder_linux::stop::StopError;
 use sidewinder_linux::write::{ArmError, Disarmed, arm};
 use sidewinder_model::{Reason, WakePolicy};
 
@@ -102,7 +103,9 @@ impl Run<'_> {
                 self.policy != WakePolicy::Never,
             ) {
                 Ok(armed) => break armed,
-                Err(ArmError::Expired { .. }) if Instant::now() < until => {
+                Err(ArmError::Expired { .. } | ArmError::Stop(StopError::Traced { .. }))
+                    if Instant::now() < until =>
+                {
                     self.process.wait_exit(ARM_PAUSE);
                 }
                 Err(error) => return Err(discover::sentence(&error)),
