@@ -105,3 +105,14 @@ where
         pause = (pause * 2).min(PAUSES.1);
     }
 }
+
+/// An error with its causes, in one line.
+pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

@@ -488,15 +488,9 @@ async fn receive_all(
     drop(guard);
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, short enough for a message.
 fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    clip(&text)
+    clip(&crate::error::describe(error))
 }
 
 /// Foreign words, short enough for a message and without control characters.

@@ -32,7 +32,7 @@ use tracing::{Instrument, debug, error, info_span, warn};
 use self::drive::{Outcome, Signal};
 use self::plan::End;
 use self::result::Sensitive;
-use crate::error::Error;
+use crate::error::{Error, describe};
 use crate::events::Events;
 use crate::inject::{Refusal, SidecarImage};
 use crate::metrics::Metrics;
@@ -296,17 +296,6 @@ impl<C: Connect> Supervisor<C> {
         }
         Ok(Action::requeue(left))
     }
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 async fn reconcile<C: Connect>(
