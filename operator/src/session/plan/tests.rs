@@ -3,9 +3,10 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use sidewinder_model::TargetOutcome;
+use sidewinder_model::{Action, TargetOutcome};
 
 use super::*;
+use crate::inject;
 use crate::testing::{merge, pod, session, sidecar};
 
 fn now() -> Timestamp {
