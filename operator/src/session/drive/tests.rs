@@ -1,17 +1,18 @@
 //! Whole sessions, against an API server and agents in memory.
 
-use std::sync::MutexGuard;
+use std::sync::{Mutex, MutexGuard};
 
 use http::Method;
 use serde_json::{Value, json};
-use sidewinder_model::{Outcome as Answered, PROTOCOL, TargetOutcome, ToAgent, ToOperator};
+use sidewinder_model::{Outcome as Answered, PROTOCOL, Reason, TargetOutcome, ToAgent, ToOperator};
 use tokio::io::AsyncWriteExt as _;
 
 use super::*;
 use crate::events::Events;
 use crate::metrics::{Metrics, Traffic};
 use crate::relay::pool::Pool;
-use crate::relay::{Streams, frame};
+use crate::relay::{RelayError, Streams, frame};
+use crate::session::plan::Way;
 use crate::session::result::Sensitive;
 use crate::session::{Refusals, Settings};
 use crate::testing::{FakeApi, pod, session, sidecar};

@@ -1,0 +1,150 @@
+//! Asking the agent: the intent is written before a script is sent, the request goes out once per stream, and what ends
+//! the wait is its answer, a lost stream, a signal or the time. An agent that lets the time pass is told to stop first.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use sidewinder_crds::Phase;
+use sidewinder_model::Request;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Flow, Run, deadline};
+use crate::error::Error;
+use crate::inject::Refusal;
+use crate::relay::connect::Connect;
+use crate::relay::{Agent, RelayError, Reply};
+use crate::session::observe;
+use crate::session::plan::{Answer, Intent};
+
+/// Waiting longer than this is worth a write, so that people see how far a session is.
+const PROGRESS_AFTER: Duration = Duration::from_millis(250);
+/// How long an agent that let its deadline pass may take to answer after all when it is told to stop.
+const LAST_CALL: Duration = Duration::from_secs(5);
+
+impl<C: Connect> Run<'_, C> {
+    pub(super) async fn record(&mut self, intent: Intent) -> Result<Flow, Error> {
+        self.entry.sidecar = Some(intent.sidecar.clone());
+        self.entry.attach = Some(intent.attach);
+        self.entry.agent = Some(intent.instance.clone());
+        self.entry.container_id = Some(intent.container_id.clone());
+        self.mark_running();
+        let cancelled = self.observed.cancelled_since;
+        match self.save().await? {
+            Flow::Stop(outcome) => return Ok(Flow::Stop(outcome)),
+            Flow::Continue => {}
+        }
+        self.observed.intent = Some(intent);
+        if cancelled.is_none() && self.session.spec.cancel {
+            self.note_signal(true);
+        }
+        Ok(Flow::Continue)
+    }
+
+    pub(super) async fn ask(
+        &mut self,
+        request: &Request,
+        until: Timestamp,
+        cancel: bool,
+    ) -> Result<Flow, Error> {
+        let Some(agent) = self.agent.clone() else {
+            self.observed.link = None;
+            return Ok(Flow::Continue);
+        };
+        if let Err(error) = self.send(&agent, request, cancel).await {
+            return self.lose(error).await;
+        }
+        let deadline = deadline(until);
+        let mut last_call: Option<Instant> = None;
+        let mut progress = Some(Instant::now() + PROGRESS_AFTER);
+        loop {
+            let mut signals = self.signals.clone();
+            let Some(replies) = &mut self.replies else {
+                return Ok(Flow::Continue);
+            };
+            tokio::select! {
+                reply = replies.next() => match reply {
+                    Ok(Reply::Accepted) => {}
+                    Ok(Reply::Finished(outcome)) => {
+                        self.observed.answer = Some(Answer::Finished(outcome));
+                        return Ok(Flow::Continue);
+                    }
+                    Ok(Reply::Refused { reason, message }) => {
+                        self.observed.answer = Some(Answer::Refused(Refusal::new(reason, message)));
+                        return Ok(Flow::Continue);
+                    }
+                    Err(error) => return self.lose(error).await,
+                },
+                () = tokio::time::sleep_until(last_call.unwrap_or(deadline)) => {
+                    if cancel || last_call.is_some() {
+                        self.observed.answer = Some(Answer::Silent);
+                        return Ok(Flow::Continue);
+                    }
+                    warn!("the agent let the deadline pass; it is told to stop");
+                    // A lost stream shows in the replies.
+                    let _ = agent.cancel(&request.id).await;
+                    last_call = Some(Instant::now() + LAST_CALL);
+                }
+                () = tokio::time::sleep_until(progress.unwrap_or(deadline)), if progress.is_some() => {
+                    progress = None;
+                    if let Flow::Stop(outcome) = self.progress(Phase::Running).await? {
+                        return Ok(Flow::Stop(outcome));
+                    }
+                }
+                changed = signals.changed() => {
+                    if changed.is_err() {
+                        self.gone = true;
+                    }
+                    let before = (self.gone, self.observed.cancelled_since);
+                    self.take_signal();
+                    if before != (self.gone, self.observed.cancelled_since) {
+                        return Ok(Flow::Continue);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends the request once per stream, and its cancellation once per stream. A cancellation goes before and after
+    /// the request that fetches the outcome: before, so that what runs is stopped; after, so that a request which
+    /// never arrived does not begin.
+    async fn send(
+        &mut self,
+        agent: &Agent,
+        request: &Request,
+        cancel: bool,
+    ) -> Result<(), RelayError> {
+        if self.replies.is_none() {
+            if cancel {
+                agent.cancel(&request.id).await?;
+            }
+            let now = Timestamp::now();
+            self.observed.asked_since.get_or_insert(now);
+            if let Some(link) = &self.observed.link {
+                self.observed.asked.insert(link.sidecar.clone());
+            }
+            self.replies = Some(agent.ask(request).await?);
+        }
+        if cancel && !self.cancel_sent {
+            agent.cancel(&request.id).await?;
+            self.cancel_sent = true;
+        }
+        Ok(())
+    }
+
+    /// The stream broke: look at the pod, and let the plan decide where to go.
+    async fn lose(&mut self, error: RelayError) -> Result<Flow, Error> {
+        info!(%error, "the stream to the sidecar was lost");
+        if let Some(link) = self.observed.link.take() {
+            let endpoint = self.endpoint(&link.sidecar);
+            self.context.pool.forget(&endpoint);
+        }
+        self.agent = None;
+        self.replies = None;
+        self.observed.link_error = Some(error);
+        self.observed.entering_since = Some(Timestamp::now());
+        let pod = observe::pod(&self.context.client, &self.session).await?;
+        self.set_pod(pod);
+        Ok(Flow::Continue)
+    }
+}
