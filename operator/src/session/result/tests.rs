@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sidewinder_model::{
-    Frame, Interpreter, Local, Outcome, ProcessList, ScriptException as Exception, Stacks, Thread,
+    Data, ExecOutcome, Frame, Interpreter, Local, Outcome, ProcessList,
+    ScriptException as Exception, Stacks, Thread,
 };
 
 use super::*;
