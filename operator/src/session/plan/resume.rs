@@ -1,5 +1,5 @@
-//! A script that was, or may have been, given to an agent: it is asked for from that run of that agent and from no other,
-//! and where that run is gone the session ends, in words that leave open whether the script ran.
+//! A script that was, or may have been, given to an agent: it is asked for from that run of that agent and from no
+//! other, and where that run is gone the session ends, in words that leave open whether the script ran.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -41,10 +41,17 @@ pub(super) fn resume(
     let id = status.and_then(|status| status.container_id.as_deref());
     let restarted = id.is_some_and(|id| id != intent.container_id);
     let ended = state.and_then(|state| state.terminated.as_ref());
-    let waiting = state.is_some_and(|state| state.waiting.is_some()) && !is_over(pod);
+    let waiting = state.is_some_and(|state| state.waiting.is_some());
+    let over = is_over(pod).then(|| {
+        if pod.metadata.deletion_timestamp.is_some() {
+            "is being deleted"
+        } else {
+            "has ended"
+        }
+    });
     let what = format!("container {} of pod {name}", intent.container);
     if restarted
-        || waiting
+        || (waiting && over.is_none())
         || ended.is_some_and(|ended| restarts(pod, &intent.container, ended.exit_code))
     {
         return lost(
@@ -55,30 +62,24 @@ pub(super) fn resume(
             false,
         );
     }
-    if let Some(ended) = ended {
+    if ended.is_some() || waiting {
+        let code = ended
+            .map(|ended| format!(" with exit code {}", ended.exit_code))
+            .unwrap_or_default();
+        let over = over
+            .map(|over| format!("; the pod {over}"))
+            .unwrap_or_default();
         return lost(
             Reason::TargetExited,
-            format!(
-                "{what} ended with exit code {} while the script was asked for{}",
-                ended.exit_code,
-                if pod.metadata.deletion_timestamp.is_some() {
-                    "; the pod is being deleted"
-                } else {
-                    ""
-                }
-            ),
+            format!("{what} ended{code} while the script was asked for{over}"),
             false,
         );
     }
     let gone = |how: String| {
-        // A pod that is deleted takes the sidecar along, often before its own containers.
-        let (reason, cause) = if pod.metadata.deletion_timestamp.is_some() {
-            (
-                Reason::TargetExited,
-                format!("pod {name} is being deleted: "),
-            )
-        } else {
-            (Reason::SidecarLost, String::new())
+        // A pod that is over takes the sidecar along, often before its own containers.
+        let (reason, cause) = match over {
+            Some(over) => (Reason::TargetExited, format!("pod {name} {over}: ")),
+            None => (Reason::SidecarLost, String::new()),
         };
         lost(
             reason,

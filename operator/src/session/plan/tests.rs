@@ -429,6 +429,11 @@ fn a_given_script_is_never_given_to_another_agent() {
         ..scripted(there(running(), never))
     };
     assert_eq!(reason_of(&decide(&exec(), &observed)), Reason::TargetExited);
+}
+
+#[test]
+fn a_script_in_a_pod_that_is_over_ends_with_its_target() {
+    let there = |state, patch| carrying(&[(AttachedAs::Ptrace, state)], patch);
     // A pod that is deleted takes the sidecar along, often before its own containers.
     let deleted = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
     let observed = Observed {
@@ -441,16 +446,35 @@ fn a_given_script_is_never_given_to_another_agent() {
     let step = decide(&exec(), &observed);
     assert_eq!(reason_of(&step), Reason::TargetExited);
     assert!(matches!(step, Step::End(end) if end.maybe_armed));
-    // Whatever its restart policy says, a pod that is over starts nothing again.
-    for over in [deleted, json!({"status": {"phase": "Failed"}})] {
-        let mut pod = app(json!({"terminated": {"exitCode": 137}}), "containerd://c1");
-        merge(&mut pod, over);
-        let observed = Observed {
-            intent: Some(intent("i1")),
-            ..scripted(there(running(), pod))
-        };
-        assert_eq!(reason_of(&decide(&exec(), &observed)), Reason::TargetExited);
+    // Whatever its restart policy says, a pod that is over starts nothing again: a container that waits for its restart
+    // has ended like any other, and nothing is armed in it.
+    let evicted = json!({"status": {"phase": "Failed"}});
+    for over in [&deleted, &evicted] {
+        for state in [
+            json!({"terminated": {"exitCode": 137}}),
+            json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+        ] {
+            let mut pod = app(state, "containerd://c1");
+            merge(&mut pod, over.clone());
+            for sidecar in [running(), json!({"terminated": {"exitCode": 137}})] {
+                let observed = Observed {
+                    intent: Some(intent("i1")),
+                    ..scripted(there(sidecar, pod.clone()))
+                };
+                let step = decide(&exec(), &observed);
+                assert_eq!(reason_of(&step), Reason::TargetExited);
+                assert!(matches!(step, Step::End(end) if !end.maybe_armed));
+            }
+        }
     }
+    // Also where its containers are not yet known to have ended.
+    let observed = Observed {
+        intent: Some(intent("i1")),
+        ..scripted(there(json!({"terminated": {"exitCode": 137}}), evicted))
+    };
+    let step = decide(&exec(), &observed);
+    assert_eq!(reason_of(&step), Reason::TargetExited);
+    assert!(matches!(step, Step::End(end) if end.maybe_armed));
 }
 
 #[test]
