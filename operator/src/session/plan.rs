@@ -1,8 +1,8 @@
 //! What to do next for one session: a pure function of the session, of what was observed, and of the time.
 //!
-//! Here stand the words in which that is said (what was observed, the steps, the limits) and the order of the questions:
-//! has it been answered, is it cancelled, is there a script, is there a pod, was the script given away already, can the
-//! target be entered. Each answer is decided in a file of its own.
+//! Here stand the words in which that is said (what was observed, the steps, the limits) and the order of the
+//! questions: has it been answered, is it cancelled, is there a script, is there a pod, was the script given away
+//! already, can the target be entered. Each answer is decided in a file of its own.
 
 mod conclude;
 mod enter;

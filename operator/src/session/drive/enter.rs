@@ -1,6 +1,6 @@
-//! Getting into the pod: waiting for it, adding the sidecar, opening the stream to its agent. Which of them is the plan's
-//! word; here it is decided how often to try and what ends an attempt early: news of the pod that change the plan, a signal
-//! or the time.
+//! Getting into the pod: waiting for it, adding the sidecar, opening the stream to its agent. Which of them is the
+//! plan's word; here it is decided how often to try and what ends an attempt early: news of the pod that change the
+//! plan, a signal or the time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What an answer means: the session's end, or, where the kernel refused and nothing was begun, the other way into the pod.
+//! What an answer means: the session's end, or, where the kernel refused and nothing was begun, the other way into the
+//! pod.
 
 use sidewinder_crds::DebugSessionSpec;
 use sidewinder_model::Reason;

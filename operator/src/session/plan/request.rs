@@ -1,5 +1,5 @@
-//! What the agent is asked, in its own words, and how long its answer is waited for. A cancelled session asks, too, with
-//! no time to begin anything: that is how the outcome of what ran already is fetched.
+//! What the agent is asked, in its own words, and how long its answer is waited for. A cancelled session asks, too,
+//! with no time to begin anything: that is how the outcome of what ran already is fetched.
 
 use std::time::Duration;
 

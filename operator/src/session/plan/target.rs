@@ -1,5 +1,5 @@
-//! Whether the target container can be entered now, later or never, and whether the kubelet will start it again. Waiting
-//! has a limit that counts from the session's start; what will not change by itself is not waited for.
+//! Whether the target container can be entered now, later or never, and whether the kubelet will start it again.
+//! Waiting has a limit that counts from the session's start; what will not change by itself is not waited for.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;

@@ -1,5 +1,5 @@
-//! Which way leads into the pod: the first that the session allows and that neither admission nor the kernel refused, and
-//! what is said when none is left.
+//! Which way leads into the pod: the first that the session allows and that neither admission nor the kernel refused,
+//! and what is said when none is left.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
-//! One target's entry: what of its outcome stands in the status, what is kept from there because it may be sensitive, and
-//! what is cut because it is long. Output and documents that are missing or cut are named in `clipped` with their full size.
+//! One target's entry: what of its outcome stands in the status, what is kept from there because it may be sensitive,
+//! and what is cut because it is long. Output and documents that are missing or cut are named in `clipped` with their
+//! full size.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
