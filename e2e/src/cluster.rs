@@ -220,11 +220,21 @@ pub fn embedded(kubeconfig: &Path) -> Result<Option<Cluster>> {
     .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
     for dir in supervisor::known()? {
         let ours = std::fs::read_to_string(dir.join("kubeconfig")).unwrap_or_default();
-        if !text.is_empty() && ours.contains(&format!("\"{text}\"")) && is_up(&dir)? {
+        if server(&ours).is_some_and(|server| server == text) && is_up(&dir)? {
             return Ok(Some(Cluster { dir, link: None }));
         }
     }
     Ok(None)
+}
+
+/// The API server of the embedded cluster that `kubeconfig` was written for. kubectl writes a file it changes anew, as YAML.
+fn server(kubeconfig: &str) -> Option<String> {
+    let file: kube::config::Kubeconfig = serde_yaml::from_str(kubeconfig).ok()?;
+    file.clusters
+        .into_iter()
+        .find(|cluster| cluster.name == config::NAME)?
+        .cluster?
+        .server
 }
 
 /// Ends the cluster of `dir`, if it runs, and removes its data; the logs stay.
@@ -380,6 +390,39 @@ mod tests {
                 .to_string()
                 .contains("not the folder of a cluster")
         );
+    }
+
+    #[test]
+    fn the_server_is_found_in_a_kubeconfig_as_written_and_as_kubectl_rewrites_it() {
+        let written = r#"{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "sidewinder", "cluster": {"server": "https://10.1.2.3:6443"}}]}"#;
+        let rewritten = "apiVersion: v1
+clusters:
+- cluster:
+    server: https://192.0.2.1:6443
+  name: another
+- cluster:
+    server: https://10.1.2.3:6443
+  name: sidewinder
+contexts:
+- context:
+    cluster: sidewinder
+    namespace: x
+    user: admin
+  name: sidewinder
+current-context: sidewinder
+kind: Config
+preferences: {}
+users: null
+";
+        for text in [written, rewritten] {
+            assert_eq!(
+                server(text).as_deref(),
+                Some("https://10.1.2.3:6443"),
+                "{text}"
+            );
+        }
+        assert_eq!(server(""), None);
+        assert_eq!(server("clusters: ["), None);
     }
 
     #[test]

@@ -238,6 +238,9 @@ pub(crate) const KERNEL_SETTINGS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
+/// The cluster's name, and its context's, in the kubeconfigs.
+pub(crate) const NAME: &str = "sidewinder";
+
 /// A kubeconfig for the client whose certificate is `client` in `pki`.
 pub(crate) fn kubeconfig(pki: &Path, client: &str, server: std::net::Ipv4Addr) -> Result<String> {
     let read = |name: String| {
@@ -249,14 +252,14 @@ pub(crate) fn kubeconfig(pki: &Path, client: &str, server: std::net::Ipv4Addr) -
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "sidewinder", "cluster": {
+        "clusters": [{"name": NAME, "cluster": {
             "server": format!("https://{server}:{API_PORT}"), "certificate-authority-data": read("ca.crt".to_owned())?,
         }}],
         "users": [{"name": client, "user": {
             "client-certificate-data": read(format!("{client}.crt"))?, "client-key-data": read(format!("{client}.key"))?,
         }}],
-        "contexts": [{"name": "sidewinder", "context": {"cluster": "sidewinder", "user": client}}],
-        "current-context": "sidewinder",
+        "contexts": [{"name": NAME, "context": {"cluster": NAME, "user": client}}],
+        "current-context": NAME,
     });
     Ok(serde_json::to_string_pretty(&config)?)
 }
