@@ -54,9 +54,12 @@ pub enum Command {
         /// The process.
         #[arg(long, value_name = "N")]
         pid: i32,
-        /// The script; `-`, or nothing, reads standard input.
+        /// The script; `-`, or nothing, reads standard input to its end.
         #[arg(default_value = "-")]
         file: PathBuf,
+        /// The script as text, for where nothing can be piped in (`kubectl debug` leaves standard input open).
+        #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+        code: Option<String>,
         /// Which thread runs it: auto, main, any or a thread id.
         #[arg(long, default_value = "auto", value_parser = parse_thread)]
         thread: ThreadChoice,

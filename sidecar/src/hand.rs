@@ -70,6 +70,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Exec {
             pid,
             file,
+            code,
             thread,
             interpreter,
             wake,
@@ -77,7 +78,8 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             timeout,
             output,
         } => {
-            let script = match read_script(&file) {
+            let deadline = Instant::now() + timeout;
+            let script = match code.map_or_else(|| read_script(&file, deadline), within_size) {
                 Ok(script) => script,
                 Err(error) => return Ok(wrong_usage(&error)),
             };
@@ -88,7 +90,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
                 interpreter,
                 start_milliseconds: u64::try_from(start.as_millis()).unwrap_or(u64::MAX),
             };
-            exec(pid, request, timeout, output)
+            exec(pid, request, deadline, output)
         }
         Command::Record { pid, out } => record(pid, &out),
         Command::Agent { .. } | Command::Relay | Command::Carrier { .. } => {
@@ -170,9 +172,25 @@ fn answer(outcome: &TargetOutcome, json: bool) -> anyhow::Result<ExitCode> {
         } else {
             ("", "")
         };
-        eprintln!("{dim}{}{plain}", outcome.reason.advice());
+        if let Some(advice) = advice(outcome.reason) {
+            eprintln!("{dim}{advice}{plain}");
+        }
     }
     Ok(code(outcome.reason))
+}
+
+/// What to do about it on a command line; the documentation's advice speaks of sessions.
+fn advice(reason: Reason) -> Option<&'static str> {
+    match reason {
+        Reason::NoPythonProcess => Some("`sidewinder-sidecar ps` lists the Python processes."),
+        Reason::PermissionDenied => Some("Run it as root, or as the target's own user and group."),
+        Reason::TargetBlocked => {
+            Some("`--thread any` lets another thread answer; `--start` waits longer.")
+        }
+        Reason::ScriptTimeout | Reason::Timeout => Some("`--timeout` gives it longer."),
+        Reason::RemoteDebugDisabled | Reason::StillArmed => Some(reason.advice()),
+        _ => None,
+    }
 }
 
 fn snapshot(source: &Source, action: &Action, json: bool) -> anyhow::Result<ExitCode> {
@@ -225,35 +243,51 @@ fn from_image(file: &Path, action: &Action) -> anyhow::Result<TargetOutcome> {
     })
 }
 
-fn read_script(file: &Path) -> anyhow::Result<String> {
+fn read_script(file: &Path, deadline: Instant) -> anyhow::Result<String> {
     let limit = u64::try_from(MAX_SCRIPT_BYTES)
         .unwrap_or(u64::MAX)
         .saturating_add(1);
-    let mut bytes = Vec::new();
-    if file == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(limit)
-            .read_to_end(&mut bytes)
-            .context("failed to read the script from stdin")?;
+    let bytes = if file == Path::new("-") {
+        // A container's standard input may stay open for ever, and a read of it cannot be ended.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::Builder::new()
+            .spawn(move || {
+                let mut bytes = Vec::new();
+                let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
+                // Nobody listens any more when the time is up.
+                let _ = sender.send(read.map(|_| bytes));
+            })
+            .context("failed to start a thread")?;
+        receiver
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .context(
+                "standard input did not end before --timeout: close it, name a file, or give the script with --code",
+            )?
+            .context("failed to read the script from stdin")?
     } else {
         let name = || format!("failed to read the script {}", file.display());
+        let mut bytes = Vec::new();
         std::fs::File::open(file)
             .with_context(name)?
             .take(limit)
             .read_to_end(&mut bytes)
             .with_context(name)?;
-    }
-    if bytes.len() > MAX_SCRIPT_BYTES {
+        bytes
+    };
+    within_size(String::from_utf8(bytes).context("the script is not UTF-8")?)
+}
+
+fn within_size(script: String) -> anyhow::Result<String> {
+    if script.len() > MAX_SCRIPT_BYTES {
         bail!("the script is longer than {MAX_SCRIPT_BYTES} bytes");
     }
-    String::from_utf8(bytes).context("the script is not UTF-8")
+    Ok(script)
 }
 
 fn exec(
     pid: i32,
     request: ExecRequest,
-    timeout: Duration,
+    deadline: Instant,
     output: TextOrJson,
 ) -> anyhow::Result<ExitCode> {
     let cancel = Arc::new(AtomicBool::new(false));
@@ -267,10 +301,7 @@ fn exec(
             }
         })
         .context("failed to start a thread")?;
-    let bounds = Bounds {
-        deadline: Instant::now() + timeout,
-        cancel,
-    };
+    let bounds = Bounds { deadline, cancel };
     let outcome = match find(pid) {
         Ok(found) => perform::act(&found, &Action::Exec(request), &bounds),
         Err(outcome) => *outcome,

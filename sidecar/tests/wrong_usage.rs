@@ -60,3 +60,37 @@ fn arguments_that_mean_nothing_are_wrong_usage() {
         "expected auto, main, any or a thread id",
     );
 }
+
+#[test]
+fn a_standard_input_that_stays_open_does_not_outlast_the_timeout() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sidewinder-sidecar"))
+        .args(["exec", "--pid", "999999999", "--timeout", "200ms"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Open until the child has ended.
+    let stdin = child.stdin.take().unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("--code"), "{said}");
+}
+
+#[test]
+fn a_script_given_as_text_needs_no_standard_input() {
+    let output = Command::new(env!("CARGO_BIN_EXE_sidewinder-sidecar"))
+        .args(["exec", "--pid", "999999999", "--code", "1"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    // The script is fine; the process is not there.
+    assert_eq!(output.status.code(), Some(4));
+    refused(
+        &["exec", "--pid", "1", "--code", "1", "file.py"],
+        b"",
+        "cannot be used with",
+    );
+}

@@ -40,7 +40,7 @@ pub enum Reason {
     UnsupportedPlatform,
     /// The pod shares the node's PID namespace.
     HostPID,
-    /// No supported Python process runs in the container.
+    /// No supported Python process was found where the session looked.
     NoPythonProcess,
     /// Several Python processes match.
     AmbiguousProcess,
@@ -244,7 +244,9 @@ impl Reason {
             Self::StaticPod => "the pod is a static pod, which takes no ephemeral container",
             Self::UnsupportedPlatform => "the pod's platform is not supported",
             Self::HostPID => "the pod shares the node's PID namespace",
-            Self::NoPythonProcess => "no supported Python process runs in the container",
+            Self::NoPythonProcess => {
+                "no supported Python process was found where the session looked"
+            }
             Self::AmbiguousProcess => "several Python processes match",
             Self::UnsupportedPython => "the process runs a Python that is not supported",
             Self::RemoteDebugDisabled => "the target was started with remote debugging disabled",

@@ -213,7 +213,15 @@ impl TargetOutcome {
             command: String::new(),
             python: String::new(),
             reason,
-            summary: message.chars().take(crate::MAX_SUMMARY_CHARS).collect(),
+            summary: match message
+                .char_indices()
+                .nth(crate::MAX_SUMMARY_CHARS.saturating_sub(1))
+            {
+                Some((end, last)) if message.len() > end + last.len_utf8() => {
+                    format!("{}…", message.get(..end).unwrap_or_default())
+                }
+                _ => message.clone(),
+            },
             message,
             paused_microseconds: 0,
             duration_milliseconds: 0,
