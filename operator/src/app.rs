@@ -71,7 +71,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         leader_election = args.leader_election,
         "started"
     );
-    readiness.set(true);
+    let reached = tokio::spawn(ready_once_reached(
+        client.clone(),
+        readiness.clone(),
+        stop.clone(),
+    ));
 
     let namespace = (!args.watch_namespace.is_empty()).then(|| args.watch_namespace.clone());
     let work = session::run(context, namespace, stop.clone());
@@ -83,8 +87,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         work.await;
         Led::Done
     };
-    readiness.set(false);
     stop.cancel();
+    // It ends with the token at the latest; nothing may call the operator ready after this.
+    let _ = reached.await;
+    readiness.set(false);
     let ending = async {
         events.flush().await;
         server.await
@@ -98,6 +104,30 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     match led {
         Led::Done => Ok(()),
         Led::Lost => anyhow::bail!("leadership was lost"),
+    }
+}
+
+/// How long one look at the API server may take, and how long until the next.
+const REACH_LIMIT: Duration = Duration::from_secs(5);
+
+/// An operator that cannot reach the API server answers no session, so a roll-out has to show it.
+async fn ready_once_reached(client: Client, readiness: Readiness, stop: CancellationToken) {
+    let reach = async {
+        loop {
+            match tokio::time::timeout(REACH_LIMIT, client.apiserver_version()).await {
+                Ok(Ok(version)) => {
+                    info!(version = version.git_version, "reached the API server");
+                    return;
+                }
+                Ok(Err(error)) => warn!(%error, "cannot reach the API server yet"),
+                Err(_) => warn!("the API server does not answer yet"),
+            }
+            tokio::time::sleep(REACH_LIMIT).await;
+        }
+    };
+    tokio::select! {
+        () = reach => readiness.set(true),
+        () = stop.cancelled() => {}
     }
 }
 

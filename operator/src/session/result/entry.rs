@@ -18,7 +18,10 @@ pub(super) fn entry(
     runs_code: bool,
     sensitive: Sensitive,
 ) -> (TargetStatus, bool) {
-    let withhold = runs_code && sensitive == Sensitive::Secret;
+    // A script that never started said nothing: where the threads stood is the answer, as for anybody who reads stacks.
+    let silent =
+        matches!(outcome.data, Some(Data::Exec(_))) && outcome.reason == Reason::TargetBlocked;
+    let withhold = runs_code && sensitive == Sensitive::Secret && !silent;
     let mut target = TargetStatus {
         pid: outcome.pid,
         command: some_text(&one_line(&outcome.command, MESSAGE_CHARS)),
@@ -243,7 +246,9 @@ fn withheld_summary(exec: &ExecOutcome) -> String {
             .map_or(kept.len(), |bytes| saturated(*bytes))
     };
     let output = whole("stdout", &exec.stdout).saturating_add(whole("stderr", &exec.stderr));
-    let what = match (output, &exec.value) {
+    // An expression that is None says nothing that is worth a look.
+    let value = exec.value.as_deref().filter(|value| *value != "None");
+    let what = match (output, value) {
         (0, None) => return format!("the script ended after {took} without output"),
         (0, Some(_)) => "its value is".to_owned(),
         (bytes, None) => format!("{bytes} bytes of output are"),

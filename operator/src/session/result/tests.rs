@@ -140,6 +140,34 @@ fn what_a_script_said_is_nowhere_but_in_the_secret() {
 }
 
 #[test]
+fn where_a_blocked_target_stands_is_no_secret_since_no_script_spoke() {
+    let mut answer = target(Reason::TargetBlocked);
+    answer.text = "Thread 7 is blocked".into();
+    answer.disarmed = Some(true);
+    answer.data = Some(Data::Exec(Box::new(ExecOutcome {
+        disarmed: true,
+        ..ExecOutcome::default()
+    })));
+    let finished = ended(exec(), vec![answer], Sensitive::Secret);
+    let target = &finished.status.targets[0];
+    assert_eq!(target.text.as_deref(), Some("Thread 7 is blocked"));
+    assert_eq!(condition(&finished, "Disarmed"), ("True", "Disarmed"));
+}
+
+#[test]
+fn an_expression_that_is_none_is_no_value_to_look_for() {
+    let mut answer = ran("x\n");
+    if let Some(Data::Exec(exec)) = &mut answer.data {
+        exec.value = Some("None".into());
+    }
+    let finished = ended(exec(), vec![answer], Sensitive::Secret);
+    assert_eq!(
+        finished.status.summary.as_deref(),
+        Some("the script ended after 12ms; 2 bytes of output are in the result's Secret")
+    );
+}
+
+#[test]
 fn an_exceptions_words_are_kept_back_and_its_type_is_not() {
     let mut raised = ran("");
     raised.reason = Reason::ScriptError;
