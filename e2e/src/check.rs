@@ -17,6 +17,7 @@ const STEP_LIMIT: Duration = Duration::from_hours(1);
 
 /// Runs everything; `own` is a cluster of the caller's in place of the embedded one. All steps are run, and the error names those that failed.
 pub fn run(own: Option<Destination>) -> Result<()> {
+    packages::ensure_go()?;
     packages::ensure(packages::BUILD)?;
     packages::ensure(packages::CLUSTER)?;
     packages::ensure(packages::PYTHON)?;

@@ -1,4 +1,4 @@
-//! What has to be on the machine. On a Debian as root it is installed; elsewhere the error names it.
+//! What has to be on the machine. On a Debian as root it is installed, except Go, whose package is too old; elsewhere the error names it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::command;
+use crate::{checkout, command};
+
+/// The oldest Go, major and minor, that builds the cluster's binaries.
+const GO: (u32, u32) = (1, 26);
 
 /// A program the harness runs and the Debian package that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,9 +24,8 @@ const fn need(file: &'static str, package: &'static str) -> Need {
     Need { file, package }
 }
 
-/// To build the cluster's binaries.
+/// To build the cluster's binaries, besides [Go](ensure_go).
 pub const BUILD: &[Need] = &[
-    need("go", "golang-go"),
     need("gcc", "gcc"),
     need("pkg-config", "pkgconf"),
     need("/usr/include/seccomp.h", "libseccomp-dev"),
@@ -69,6 +71,46 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Checks that Go is there and new enough.
+pub fn ensure_go() -> Result<()> {
+    // Below a go.mod: a Go that fetches the version its module asks for is as good.
+    let found = command::text(
+        Command::new("go")
+            .arg("version")
+            .env("GOWORK", "off")
+            .current_dir(checkout().join("e2e/cluster/tools/kubernetes")),
+        Duration::from_mins(5),
+    );
+    let found = match found {
+        Ok(found) if go_version(&found).is_some_and(|version| version >= GO) => return Ok(()),
+        Ok(found) => format!("`go version` says \"{found}\""),
+        Err(error) if is_not_found(&error) => "there is no `go` on PATH".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    bail!(
+        "the cluster's binaries are built with Go {}.{} or newer, but {found}. Get it from https://go.dev/dl and put its `bin` on PATH",
+        GO.0,
+        GO.1
+    )
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// Major and minor from what `go version` prints.
+fn go_version(printed: &str) -> Option<(u32, u32)> {
+    printed.split_whitespace().find_map(|word| {
+        let (major, rest) = word.strip_prefix("go")?.split_once('.')?;
+        let minor = rest
+            .split(|character: char| !character.is_ascii_digit())
+            .next()?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    })
 }
 
 /// Sees to it that the machine's Python has pip.
@@ -137,6 +179,30 @@ fn missing(needs: &[Need], folders: &[PathBuf]) -> Vec<Need> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_of_go_is_read_from_what_it_prints() {
+        for (printed, version) in [
+            ("go version go1.26.8 linux/amd64", Some((1, 26))),
+            ("go version go1.19 linux/amd64", Some((1, 19))),
+            ("go version go1.27rc1 linux/arm64", Some((1, 27))),
+            ("go version go1.26.1 X:nodwarf5 linux/amd64", Some((1, 26))),
+            (
+                "go version devel go1.28-2f5e1c0 Mon Nov 2 10:00:00 2026 +0000 linux/amd64",
+                Some((1, 28)),
+            ),
+            ("go version devel +a1b2c3 linux/amd64", None),
+            ("", None),
+        ] {
+            assert_eq!(go_version(printed), version, "{printed}");
+        }
+        assert!(go_version("go version go1.9.2 linux/amd64") < Some(GO));
+    }
+
+    #[test]
+    fn go_is_not_a_package_to_install() {
+        assert!(BUILD.iter().all(|need| need.file != "go"));
+    }
 
     #[test]
     fn a_program_and_a_file_are_looked_for_and_a_package_is_named_once() {

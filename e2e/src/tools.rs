@@ -116,6 +116,7 @@ impl Module {
     }
 
     fn build(self, source: &Path, arguments: &[String], folder: &Path) -> Result<()> {
+        packages::ensure_go()?;
         packages::ensure(packages::BUILD)?;
         eprintln!("building {} (once)", self.name());
         let mut go = Command::new("go");
