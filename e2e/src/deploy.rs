@@ -16,6 +16,9 @@ use crate::{checkout, command};
 pub const NAMESPACE: &str = "sidewinder-system";
 /// The chart's release, and the Deployment's name after `sidewinder-`.
 pub const RELEASE: &str = "sidewinder";
+/// The command that shows what the operator says.
+pub const OPERATOR_LOG: &str =
+    "kubectl --namespace sidewinder-system logs deploy/sidewinder-operator";
 /// Until the operator is ready: with the images in place, seconds.
 const ROLLOUT: Duration = Duration::from_mins(2);
 
@@ -123,7 +126,7 @@ pub fn install(destination: &Destination, images: &Images) -> Result<()> {
             let logs = kubectl(&["logs", "--tail=20", "deployment/sidewinder-operator"])
                 .unwrap_or_else(|error| format!("{error:#}"));
             error.context(format!(
-                "the operator did not become ready\n{state}\n{logs}"
+                "the operator did not become ready; its log: `{OPERATOR_LOG}`\n{state}\n{logs}"
             ))
         })
 }
@@ -173,6 +176,12 @@ mod tests {
             values(&images(), true).pointer("/sidecar/image/repository"),
             Some(&json!("localhost/sidecar"))
         );
+    }
+
+    #[test]
+    fn the_operators_log_is_looked_for_where_it_is_installed() {
+        assert!(OPERATOR_LOG.contains(&format!("--namespace {NAMESPACE} ")));
+        assert!(OPERATOR_LOG.ends_with(&format!("/{RELEASE}-operator")));
     }
 
     #[test]

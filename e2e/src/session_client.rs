@@ -13,7 +13,7 @@ use sidewinder_crds::{
 };
 use sidewinder_model::Reason;
 
-use crate::watch;
+use crate::{deploy, watch};
 
 /// How much longer than its own limits a session may take: a minute for getting the sidecar in, and what the
 /// reconciliation takes on a busy machine.
@@ -107,6 +107,7 @@ pub async fn ended(sessions: &Api<DebugSession>, session: &DebugSession) -> Resu
             .is_some_and(|status| conditions::has_ended(&status.conditions))
     })
     .await
+    .map_err(|error| with_log(&error))
 }
 
 /// Waits until the session's status is as `reached` wants it.
@@ -124,6 +125,7 @@ pub async fn status(
         session.status.as_ref().is_some_and(&reached)
     })
     .await
+    .map_err(|error| with_log(&error))
 }
 
 /// Sets `cancel`.
@@ -154,8 +156,17 @@ pub async fn delete(sessions: &Api<DebugSession>, name: &str, limit: Duration) -
     watch::until(sessions, name, limit, "it to be gone", |session| {
         session.is_none()
     })
-    .await?;
+    .await
+    .map_err(|error| with_log(&error))?;
     Ok(())
+}
+
+/// Adds where to look: what a session waits for, the operator does.
+fn with_log(error: &anyhow::Error) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{error:#}\nthe operator's log may say why: {}",
+        deploy::OPERATOR_LOG
+    )
 }
 
 /// The status of a session that has one.

@@ -74,12 +74,38 @@ pub async fn until_object<K: Watched>(
     .context("the watch ended without an object")
 }
 
-fn shown<K: Serialize>(last: Option<&Option<K>>) -> String {
+fn shown<K: Resource + Clone + Serialize>(last: Option<&Option<K>>) -> String {
     match last {
         None => "nothing".to_owned(),
         Some(None) => "there is no such object".to_owned(),
         Some(Some(object)) => {
-            serde_yaml::to_string(object).unwrap_or_else(|error| error.to_string())
+            let mut object = object.clone();
+            // Who wrote which field is as long as the rest and explains nothing.
+            object.meta_mut().managed_fields = None;
+            serde_yaml::to_string(&object).unwrap_or_else(|error| error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::Pod;
+
+    #[test]
+    fn an_object_is_shown_without_who_wrote_which_field() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "managedFields": [{"manager": "m", "operation": "Update"}]},
+            "status": {"phase": "Pending"},
+        }))
+        .unwrap();
+        let text = shown(Some(&Some(pod)));
+        assert!(
+            text.contains("name: p") && text.contains("phase: Pending"),
+            "{text}"
+        );
+        assert!(!text.contains("managedFields"), "{text}");
+        assert_eq!(shown::<Pod>(Some(&None)), "there is no such object");
+        assert_eq!(shown::<Pod>(None), "nothing");
     }
 }
