@@ -392,7 +392,7 @@ impl Reason {
                 "The script may still run when its thread comes to a safe point; only that, or the end of the process, clears the request."
             }
             Self::InternalError => "Please report it, with the message.",
-            Self::UnknownRecipe => "`recipe list` prints the names.",
+            Self::UnknownRecipe => "This version has no recipes.",
             Self::InvalidProcessSelector => {
                 "The message says what is wrong with the regular expression."
             }

@@ -21,8 +21,7 @@ an answer) or `Failed`. To wait for either:
 kubectl wait --for=jsonpath='{.status.completionTime}' debugsessions.sidewinder.dev/NAME --timeout=5m
 ```
 
-The exit code is that of the commands (`kubectl sidewinder`, and `sidewinder-sidecar` by hand): 0 answered, 1 the script
-raised, 2 wrong usage, 3 not permitted, 4 the target is not there or is not a supported Python, 5 blocked, busy or not in
+The exit code is that of `sidewinder-sidecar` by hand: 0 answered, 1 the script raised, 2 wrong usage, 3 not permitted, 4 the target is not there or is not a supported Python, 5 blocked, busy or not in
 time, 6 everything else, 130 interrupted.
 ";
 
