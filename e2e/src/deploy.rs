@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cluster::{self, Cluster, network};
 use crate::images::{self, Image, Images};
@@ -99,15 +99,12 @@ pub fn install(destination: &Destination, images: &Images) -> Result<()> {
         destination.load(image)?;
     }
     let values = values(images, matches!(destination, Destination::Embedded(_)));
-    let mut file =
-        tempfile::NamedTempFile::new().context("cannot make a file for the chart's values")?;
-    serde_json::to_writer(&mut file, &values)?;
     let mut helm = Command::new(Module::Helm.binary("helm")?);
     helm.env("KUBECONFIG", destination.kubeconfig())
         .args(["upgrade", "--install", RELEASE])
         .arg(checkout().join("charts/sidewinder"))
-        .args(["--namespace", NAMESPACE, "--create-namespace", "--values"])
-        .arg(file.path());
+        .args(["--namespace", NAMESPACE, "--create-namespace"])
+        .args(arguments(&values));
     command::output(&mut helm, ROLLOUT).context("cannot install the chart")?;
     let kubectl = |arguments: &[&str]| -> Result<String> {
         let mut kubectl = cluster::kubectl_command(&destination.kubeconfig())?;
@@ -131,11 +128,24 @@ pub fn install(destination: &Destination, images: &Images) -> Result<()> {
         })
 }
 
-fn values(images: &Images, embedded: bool) -> Value {
+/// The chart's values as helm's arguments: a file would stay behind when we are interrupted.
+fn arguments(values: &Map<String, Value>) -> Vec<String> {
+    values
+        .iter()
+        .flat_map(|(name, value)| ["--set-json".to_owned(), format!("{name}={value}")])
+        .collect()
+}
+
+fn values(images: &Images, embedded: bool) -> Map<String, Value> {
     let image = |image: &Image| json!({"repository": image.repository, "tag": image.tag, "pullPolicy": "IfNotPresent"});
-    let mut values =
-        json!({"image": image(&images.operator), "sidecar": {"image": image(&images.sidecar)}});
-    if embedded && let Some(values) = values.as_object_mut() {
+    let mut values = Map::from_iter([
+        ("image".to_owned(), image(&images.operator)),
+        (
+            "sidecar".to_owned(),
+            json!({"image": image(&images.sidecar)}),
+        ),
+    ]);
+    if embedded {
         // Without kube-proxy the address of the service `kubernetes` leads nowhere.
         let variable = |name: &str, value: String| json!({"name": name, "value": value});
         values.insert(
@@ -168,13 +178,29 @@ mod tests {
     #[test]
     fn only_the_embedded_cluster_is_told_where_its_api_server_is() {
         assert_eq!(values(&images(), false).get("extraEnv"), None);
+        let values = Value::Object(values(&images(), true));
         assert_eq!(
-            values(&images(), true).pointer("/extraEnv/0/value"),
+            values.pointer("/extraEnv/0/value"),
             Some(&json!("10.88.0.1"))
         );
         assert_eq!(
-            values(&images(), true).pointer("/sidecar/image/repository"),
+            values.pointer("/sidecar/image/repository"),
             Some(&json!("localhost/sidecar"))
+        );
+    }
+
+    #[test]
+    fn every_value_is_an_argument_of_helm() {
+        let values = values(&images(), true);
+        let arguments = arguments(&values);
+        assert_eq!(arguments.len(), 2 * values.len());
+        let sidecar = arguments
+            .iter()
+            .find_map(|argument| argument.strip_prefix("sidecar="))
+            .unwrap();
+        assert_eq!(
+            serde_json::from_str::<Value>(sidecar).unwrap(),
+            json!({"image": {"repository": "localhost/sidecar", "tag": "1-a", "pullPolicy": "IfNotPresent"}})
         );
     }
 
