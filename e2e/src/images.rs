@@ -4,6 +4,7 @@ pub mod archive;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -15,6 +16,8 @@ use crate::{cache, checkout, command, python};
 
 /// A cold build of the operator on two cores takes about four minutes.
 const BUILD_LIMIT: Duration = Duration::from_mins(30);
+/// Longer than cargo takes to see that there is nothing to build.
+const SOON: Duration = Duration::from_secs(3);
 
 /// One image as a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,9 +198,27 @@ fn static_binary(package: &str, profile: &str) -> Result<PathBuf> {
             &target,
         ])
         .args(["--package", package, "--bin", package]);
-    eprintln!("building {package} for {target}");
-    let messages = command::text(&mut cargo, BUILD_LIMIT)?;
+    let messages = slow(
+        || command::text(&mut cargo, BUILD_LIMIT),
+        SOON,
+        || eprintln!("building {package} for {target}"),
+    )?;
     executable(&messages).with_context(|| format!("cargo built no program for {package}"))
+}
+
+/// Runs `work`, and `announce` beside it if it takes longer than `soon`.
+fn slow<T>(work: impl FnOnce() -> T, soon: Duration, announce: impl FnOnce() + Send) -> T {
+    let (done, waiting) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(soon) == Err(mpsc::RecvTimeoutError::Timeout) {
+                announce();
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
 
 fn executable(messages: &str) -> Option<PathBuf> {
@@ -232,6 +253,20 @@ fn installed_targets() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_work_that_takes_long_is_announced() {
+        let announced = |work: fn(), soon| {
+            let mut announced = false;
+            slow(work, soon, || announced = true);
+            announced
+        };
+        assert!(!announced(|| (), Duration::from_mins(1)));
+        assert!(announced(
+            || std::thread::sleep(Duration::from_millis(200)),
+            Duration::ZERO
+        ));
+    }
 
     #[test]
     fn musl_is_taken_where_it_is_installed() {
