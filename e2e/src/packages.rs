@@ -200,6 +200,15 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_is_not_there_is_told_from_one_that_fails() {
+        let failure = |program: &str| {
+            command::text(&mut Command::new(program), Duration::from_secs(10)).unwrap_err()
+        };
+        assert!(is_not_found(&failure("no-such-program-anywhere")));
+        assert!(!is_not_found(&failure("false")));
+    }
+
+    #[test]
     fn go_is_not_a_package_to_install() {
         assert!(BUILD.iter().all(|need| need.file != "go"));
     }
