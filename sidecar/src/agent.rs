@@ -70,6 +70,37 @@ impl Agent {
     }
 }
 
+/// One of the [`MAX_CONNECTIONS`], given back when dropped: also by a connection that panics or never began.
+struct Seat(Arc<Agent>);
+
+impl Seat {
+    /// `None` when all are taken.
+    fn take(agent: &Arc<Agent>) -> Option<Self> {
+        let mut connections = agent
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *connections >= MAX_CONNECTIONS {
+            return None;
+        }
+        *connections += 1;
+        Some(Self(agent.clone()))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut connections = self
+            .0
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *connections = connections.saturating_sub(1);
+        drop(connections);
+        self.0.changed.notify_all();
+    }
+}
+
 /// A random id for this run of the agent.
 fn new_instance() -> anyhow::Result<String> {
     let mut bytes = [0_u8; 16];
@@ -188,37 +219,18 @@ fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
             eprintln!("refused a connection: {error}");
             continue;
         }
-        {
-            let mut connections = agent
-                .connections
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if *connections >= MAX_CONNECTIONS {
-                eprintln!("refused a connection: {MAX_CONNECTIONS} are open");
-                continue;
-            }
-            *connections += 1;
-        }
-        let served = agent.clone();
+        let Some(seat) = Seat::take(agent) else {
+            eprintln!("refused a connection: {MAX_CONNECTIONS} are open");
+            continue;
+        };
         let started = spawn("connection", move || {
-            if let Err(error) = serve(&served, &stream) {
+            if let Err(error) = serve(&seat.0, &stream) {
                 eprintln!("a connection ended: {error:#}");
             }
             let _ = stream.shutdown(Shutdown::Both);
-            let mut connections = served
-                .connections
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *connections = connections.saturating_sub(1);
-            drop(connections);
-            served.changed.notify_all();
         });
-        if started.is_err() {
-            let mut connections = agent
-                .connections
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *connections = connections.saturating_sub(1);
+        if let Err(error) = started {
+            eprintln!("refused a connection: {error:#}");
         }
     }
 }

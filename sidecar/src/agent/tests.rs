@@ -202,3 +202,21 @@ fn an_outcome_too_large_to_send_loses_its_data_and_says_so() {
     assert_eq!(cut.len(), 1);
     assert!(cut[0].message.contains("left out") && !cut[0].text.is_empty());
 }
+
+#[test]
+fn a_seat_is_given_back_however_its_connection_ends() {
+    let agent = agent();
+    let mut seats: Vec<Seat> = (0..MAX_CONNECTIONS)
+        .map(|_| Seat::take(&agent).unwrap())
+        .collect();
+    assert!(Seat::take(&agent).is_none());
+    let seat = seats.pop().unwrap();
+    let panicked = std::thread::spawn(move || {
+        let _seat = seat;
+        panic!("a connection that panics");
+    });
+    assert!(panicked.join().is_err());
+    seats.push(Seat::take(&agent).unwrap());
+    drop(seats);
+    assert!(!agent.connected());
+}
