@@ -3,6 +3,10 @@
 //! In a build with a GIL no Python frame can change while the thread that holds the GIL is stopped, so only that one
 //! is stopped, and confirmed to be the holder once it stands. When nobody holds the GIL nothing is stopped; what was
 //! read counts only if no Python thread ran meanwhile. What fits neither is read with every Python thread stopped.
+//!
+//! Before anything is stopped, a first decode of the moving target finds out which memory is needed. While the target
+//! stands still that is copied at once and the target is let go; the decode that counts works on the copy. Only where
+//! the copy lacks something, time and again, the decode is done while the target stands.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -10,15 +14,25 @@ use std::time::{Duration, Instant};
 use sidewinder_decode::memory::PageCache;
 use sidewinder_decode::remote_exec;
 use sidewinder_decode::runtime::{GilState, Runtime};
-use sidewinder_decode::{Addr, Memory, OsThread, ReadError};
+use sidewinder_decode::{Addr, Memory, OsThread, ReadError, ReadRange};
 use sidewinder_linux::stop::{StopError, StopGuard, stop};
 use sidewinder_linux::{Process, SchedStat};
+use sidewinder_model::Stopped;
 
 /// How long a target may be held still for one reading. The guard lets go by itself when it has passed.
 pub const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often a reading is begun again because the target moved, before every Python thread is stopped.
 const ATTEMPTS: u32 = 8;
+/// How often it is begun again with every Python thread stopped.
+const ATTEMPTS_OF_ALL: u32 = 4;
+/// A decode that takes no longer is done while the target stands still, which saves stopping it again for memory that
+/// was not foreseen.
+const BRIEF: Duration = Duration::from_micros(500);
+/// Stops for copies that lacked something, before the decode is done while the target stands.
+const COPIES: u32 = 2;
+/// How often a target that cannot be stopped is read in the hope that it does not run meanwhile.
+const VERIFIED_READS: u32 = 5;
 
 /// What was read, and what it cost the target.
 #[derive(Debug)]
@@ -27,6 +41,8 @@ pub struct Capture<T> {
     pub value: T,
     /// How long a thread of the target was held still, over all attempts.
     pub paused: Duration,
+    /// Which threads were held still for what was read.
+    pub stopped: Stopped,
     /// Why what was read may be torn: the target could not be held still, or not long enough.
     pub torn: Option<Torn>,
 }
@@ -35,7 +51,12 @@ pub struct Capture<T> {
 #[derive(Debug)]
 pub enum Torn {
     /// The target could not be stopped.
-    NotStopped(StopError),
+    NotStopped {
+        /// Why not.
+        error: StopError,
+        /// Whether no Python thread ran while it was read, so that it is of one instant all the same.
+        stood_still: bool,
+    },
     /// The target was let go before the reading was over.
     Overran,
 }
@@ -68,6 +89,12 @@ impl Memory for InTime<'_> {
         }
         self.process.read(at, buf)
     }
+
+    fn read_ranges(&self, ranges: &mut [ReadRange<'_>]) {
+        if Instant::now() < self.until {
+            self.process.read_ranges(ranges);
+        }
+    }
 }
 
 /// What must not change while nobody is stopped.
@@ -81,18 +108,32 @@ struct Activity {
 struct Reader<'a> {
     process: &'a Process,
     runtime: &'a Runtime,
-    until: Instant,
+    memory: Still<'a>,
+    /// How long the decode of the moving target took, once there was one: its memory is known since then.
+    planned: Option<Duration>,
     paused: Duration,
+    stops: u32,
 }
 
-impl<'a> Reader<'a> {
-    fn still(&self) -> Still<'a> {
-        PageCache::new(InTime {
-            process: self.process,
-            until: self.until,
-        })
-    }
+/// How a target is kept from changing.
+enum Hold {
+    /// It is not: what was read counts if it did not run.
+    Watch,
+    /// These threads are stopped, and are the holders of every GIL that is held.
+    Holders(Vec<u64>),
+    /// Every Python thread is stopped.
+    All,
+}
 
+/// What became of one attempt.
+enum Attempt<T> {
+    Done(Capture<T>),
+    /// The target moved.
+    Again,
+    NotStopped(StopError),
+}
+
+impl Reader<'_> {
     fn gils(&self) -> Result<Vec<GilState>, ReadError> {
         self.runtime.gil(self.process)
     }
@@ -151,7 +192,7 @@ fn holders(gils: &[GilState]) -> HashSet<u64> {
 /// Reads while the target stands still, as briefly as can be.
 ///
 /// `read` may be called several times; the last result counts. A target that cannot be stopped is read all the same,
-/// and the capture says why it may be torn.
+/// and the capture says why it may be torn. At most about `cache_bytes` of the target's memory are held at a time.
 ///
 /// # Errors
 /// When the target's memory or threads cannot be read at all.
@@ -159,108 +200,200 @@ pub fn capture<T>(
     process: &Process,
     runtime: &Runtime,
     deadline: Instant,
+    cache_bytes: usize,
     mut read: impl FnMut(&Still<'_>, &[OsThread]) -> T,
 ) -> Result<Capture<T>, CaptureError> {
+    let memory = InTime {
+        process,
+        until: deadline,
+    };
     let mut reader = Reader {
         process,
         runtime,
-        until: deadline,
+        memory: PageCache::new(memory, cache_bytes),
+        planned: None,
         paused: Duration::ZERO,
+        stops: 0,
     };
-    for _ in 0..ATTEMPTS {
-        if runtime.free_threaded() || Instant::now() >= deadline {
-            break;
-        }
+    let mut failure = None;
+    for attempt in 0..ATTEMPTS + ATTEMPTS_OF_ALL {
         let threads = process.threads()?;
-        let gils = reader.gils()?;
-        let holding = tids_of(&threads, &holders(&gils));
-        if holding.is_empty() {
-            if !holders(&gils).is_empty() {
+        let hold = if runtime.free_threaded() || attempt >= ATTEMPTS || Instant::now() >= deadline {
+            Hold::All
+        } else {
+            let gils = reader.gils()?;
+            let holding = tids_of(&threads, &holders(&gils));
+            if !holding.is_empty() {
+                Hold::Holders(holding)
+            } else if holders(&gils).is_empty() {
+                Hold::Watch
+            } else {
                 // The holder started after its threads were listed, or has just ended.
                 continue;
             }
-            let python = reader.python_threads(&threads);
-            let before = reader.activity(&python)?;
-            if before.gils.iter().any(|gil| gil.locked) {
-                continue;
-            }
-            let value = read(&reader.still(), &threads);
-            if reader.activity(&python)? == before {
-                return Ok(Capture {
-                    value,
-                    paused: reader.paused,
-                    torn: None,
-                });
-            }
-            continue;
-        }
-        let guard = match stop(process, &holding, STOP_LIMIT) {
-            Ok(guard) => guard,
-            // It may have let go of the GIL before it went to sleep.
-            Err(StopError::Unstoppable { .. }) => continue,
-            Err(error) => return torn(&reader, error, &mut read),
         };
-        let still_holding = reader.gils();
-        let all_held = holding.iter().all(|tid| guard.tids().contains(tid));
-        if !all_held || !matches!(&still_holding, Ok(now) if holders(now) == holders(&gils)) {
-            reader.release(guard);
-            still_holding?;
-            continue;
-        }
-        let value = read(&reader.still(), &threads);
-        if reader.release(guard) {
-            return Ok(Capture {
-                value,
-                paused: reader.paused,
-                torn: None,
-            });
-        }
-    }
-    all_stopped(reader, &mut read)
-}
-
-/// Reads with every Python thread stopped.
-fn all_stopped<T>(
-    mut reader: Reader<'_>,
-    read: &mut impl FnMut(&Still<'_>, &[OsThread]) -> T,
-) -> Result<Capture<T>, CaptureError> {
-    let mut failure = None;
-    for _ in 0..3 {
-        let threads = reader.process.threads()?;
-        let tids = reader.python_threads(&threads);
-        let guard = match stop(reader.process, &tids, STOP_LIMIT) {
-            Ok(guard) => guard,
-            Err(error @ StopError::Unstoppable { .. }) => {
-                failure = Some(error);
-                continue;
+        let outcome = match hold {
+            Hold::Watch => reader.watched(&threads, &mut read)?,
+            Hold::Holders(tids) => {
+                reader.stopped(Stopped::GilHolder, &tids, &threads, &mut read)?
             }
-            Err(error) => return torn(&reader, error, read),
+            Hold::All => {
+                let tids = reader.python_threads(&threads);
+                reader.stopped(Stopped::AllThreads, &tids, &threads, &mut read)?
+            }
         };
-        let value = read(&reader.still(), &threads);
-        let held = reader.release(guard);
-        return Ok(Capture {
-            value,
-            paused: reader.paused,
-            torn: (!held).then_some(Torn::Overran),
-        });
+        match outcome {
+            Attempt::Done(capture) => return Ok(capture),
+            Attempt::Again => {}
+            // It may have let go of the GIL before it went to sleep, or wake in time for the next attempt.
+            Attempt::NotStopped(error @ StopError::Unstoppable { .. }) => failure = Some(error),
+            Attempt::NotStopped(error) => return reader.not_stopped(error, &mut read),
+        }
     }
     match failure {
-        Some(error) => torn(&reader, error, read),
+        Some(error) => reader.not_stopped(error, &mut read),
         None => Err(ReadError::Gone.into()),
     }
 }
 
-/// Reads a target that moves, and says so.
-fn torn<T>(
-    reader: &Reader<'_>,
-    error: StopError,
-    read: &mut impl FnMut(&Still<'_>, &[OsThread]) -> T,
-) -> Result<Capture<T>, CaptureError> {
-    let threads = reader.process.threads()?;
-    let value = read(&reader.still(), &threads);
-    Ok(Capture {
-        value,
-        paused: reader.paused,
-        torn: Some(Torn::NotStopped(error)),
-    })
+impl Reader<'_> {
+    fn done<T>(&self, value: T, stopped: Stopped, torn: Option<Torn>) -> Attempt<T> {
+        Attempt::Done(Capture {
+            value,
+            paused: self.paused,
+            stopped,
+            torn,
+        })
+    }
+
+    /// Decodes what the target is doing now, for what it needs or for what it says.
+    fn decode<T>(
+        &mut self,
+        threads: &[OsThread],
+        read: &mut impl FnMut(&Still<'_>, &[OsThread]) -> T,
+    ) -> T {
+        let start = Instant::now();
+        let value = read(&self.memory, threads);
+        self.planned = Some(start.elapsed());
+        value
+    }
+
+    /// Reads a target whose GILs are free, and believes it if no Python thread ran meanwhile.
+    fn watched<T>(
+        &mut self,
+        threads: &[OsThread],
+        read: &mut impl FnMut(&Still<'_>, &[OsThread]) -> T,
+    ) -> Result<Attempt<T>, CaptureError> {
+        let python = self.python_threads(threads);
+        // The copy takes much less time than the decode, for a target that is never quiet for long.
+        let copy = self.planned.is_some() && self.memory.make_room();
+        if !copy {
+            self.memory.clear();
+        }
+        let before = self.activity(&python)?;
+        if before.gils.iter().any(|gil| gil.locked) {
+            return Ok(Attempt::Again);
+        }
+        let value = if copy {
+            self.memory.refill();
+            None
+        } else {
+            Some(self.decode(threads, read))
+        };
+        if self.activity(&python)? != before {
+            return Ok(Attempt::Again);
+        }
+        let value = value.unwrap_or_else(|| self.decode(threads, read));
+        if self.memory.missed() > 0 {
+            return Ok(Attempt::Again);
+        }
+        Ok(self.done(value, Stopped::Nothing, None))
+    }
+
+    /// Reads with these threads stopped.
+    fn stopped<T>(
+        &mut self,
+        stopped: Stopped,
+        tids: &[u64],
+        threads: &[OsThread],
+        read: &mut impl FnMut(&Still<'_>, &[OsThread]) -> T,
+    ) -> Result<Attempt<T>, CaptureError> {
+        if self.planned.is_none() {
+            self.decode(threads, read);
+        }
+        let room = self.memory.make_room();
+        if !room {
+            self.memory.clear();
+        }
+        let at_once =
+            !room || self.stops >= COPIES || self.planned.is_none_or(|took| took <= BRIEF);
+        let guard = match stop(self.process, tids, STOP_LIMIT) {
+            Ok(guard) => guard,
+            Err(error) => return Ok(Attempt::NotStopped(error)),
+        };
+        if stopped == Stopped::GilHolder {
+            let holding = self.gils();
+            let confirmed = tids.iter().all(|tid| guard.tids().contains(tid))
+                && holding.as_ref().is_ok_and(|gils| {
+                    let now: HashSet<u64> = tids_of(threads, &holders(gils)).into_iter().collect();
+                    now == tids.iter().copied().collect()
+                });
+            if !confirmed {
+                self.release(guard);
+                holding?;
+                return Ok(Attempt::Again);
+            }
+        }
+        self.stops += 1;
+        if room {
+            self.memory.refill();
+        }
+        if at_once {
+            self.memory.thaw();
+            let value = self.decode(threads, read);
+            let held = self.release(guard);
+            if !held && stopped == Stopped::GilHolder {
+                return Ok(Attempt::Again);
+            }
+            return Ok(self.done(value, stopped, (!held).then_some(Torn::Overran)));
+        }
+        if !self.release(guard) {
+            return Ok(Attempt::Again);
+        }
+        let value = self.decode(threads, read);
+        if self.memory.missed() > 0 {
+            return Ok(Attempt::Again);
+        }
+        Ok(self.done(value, stopped, None))
+    }
+
+    /// Reads a target that cannot be stopped, and says so, and whether it happened to stand still.
+    fn not_stopped<T>(
+        mut self,
+        error: StopError,
+        read: &mut impl FnMut(&Still<'_>, &[OsThread]) -> T,
+    ) -> Result<Capture<T>, CaptureError> {
+        let mut last = None;
+        for _ in 0..VERIFIED_READS {
+            let threads = self.process.threads()?;
+            let python = self.python_threads(&threads);
+            self.memory.clear();
+            let before = self.activity(&python)?;
+            let value = self.decode(&threads, read);
+            let stood_still = self.activity(&python)? == before;
+            last = Some((value, stood_still));
+            if stood_still {
+                break;
+            }
+        }
+        let Some((value, stood_still)) = last else {
+            return Err(ReadError::Gone.into());
+        };
+        Ok(Capture {
+            value,
+            paused: self.paused,
+            stopped: Stopped::Nothing,
+            torn: Some(Torn::NotStopped { error, stood_still }),
+        })
+    }
 }

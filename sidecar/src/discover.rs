@@ -144,7 +144,8 @@ impl Discovery {
                 if !is_ours(&command) {
                     self.foreign = self.foreign.saturating_add(1);
                     if self.others.len() < LISTED {
-                        let command = line(&command.join(" "));
+                        let command = command.join(" ");
+                        let command = line(&command);
                         self.others
                             .push(format!("{} ({})", process_id, clip(&command, 80)));
                     }
@@ -281,7 +282,7 @@ fn describe(found: &Found, runtime: &Runtime) -> ProcessInfo {
         command: found
             .command
             .iter()
-            .map(|argument| clip(argument, 256))
+            .map(|argument| clip(argument, 256).into_owned())
             .collect(),
         remote_exec: RemoteExec {
             enabled: refusal.is_none(),

@@ -1,6 +1,7 @@
 //! The commands by hand: data on stdout as one document, everything else on stderr, the reason as exit code.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::fmt::Write as _;
+use std::io::{BufWriter, IsTerminal as _, Read as _, StdoutLock, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -90,7 +91,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
                 interpreter,
                 start_milliseconds: u64::try_from(start.as_millis()).unwrap_or(u64::MAX),
             };
-            exec(pid, request, deadline, output)
+            exec(pid, &Action::Exec(request), deadline, output)
         }
         Command::Record { pid, out } => record(pid, &out),
         Command::Agent { .. } | Command::Relay | Command::Carrier { .. } => {
@@ -109,24 +110,69 @@ fn wrong_usage(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(WRONG_USAGE)
 }
 
-/// Writes to stdout; a reader that has gone away is no error.
 fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context("failed to write the answer")
+    let mut printer = Printer::new();
+    // What fails is in the printer.
+    let _ = printer.write_str(text);
+    printer.end()
+}
+
+/// Standard output as a writer of text, in large pieces: an answer may be larger than the memory there is.
+struct Printer {
+    out: BufWriter<StdoutLock<'static>>,
+    /// Why it stopped: the trait has no room for it.
+    failed: Option<std::io::Error>,
+}
+
+impl Printer {
+    fn new() -> Self {
+        Self {
+            out: BufWriter::with_capacity(64 << 10, std::io::stdout().lock()),
+            failed: None,
         }
-        _ => Ok(()),
+    }
+
+    /// A reader that has gone away is no error.
+    fn end(mut self) -> anyhow::Result<()> {
+        let failed = self.failed.take().map_or_else(|| self.out.flush(), Err);
+        match failed {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(error).context("failed to write the answer")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
+impl std::fmt::Write for Printer {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.out.write_all(text.as_bytes()).map_err(|error| {
+            self.failed = Some(error);
+            std::fmt::Error
+        })
+    }
+}
+
+fn print_text(data: &Data, action: &Action) -> anyhow::Result<()> {
+    let mut printer = Printer::new();
+    // What fails is in the printer.
+    let _ = perform::write_text(&mut printer, data, action);
+    printer.end()
+}
+
 fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(document).context("failed to encode the answer")?;
-    text.push('\n');
-    print(&text)
+    let mut printer = Printer::new();
+    if let Err(error) = serde_json::to_writer_pretty(&mut printer.out, document) {
+        match error.io_error_kind() {
+            Some(_) => printer.failed = Some(error.into()),
+            None => return Err(error).context("failed to encode the answer"),
+        }
+    }
+    if printer.failed.is_none() {
+        // What fails is in the printer.
+        let _ = printer.write_str("\n");
+    }
+    printer.end()
 }
 
 fn ps(output: TextOrJson) -> anyhow::Result<ExitCode> {
@@ -155,13 +201,14 @@ fn find(pid: i32) -> Result<Found, Box<TargetOutcome>> {
 }
 
 /// Prints an outcome and returns its exit code.
-fn answer(outcome: &TargetOutcome, json: bool) -> anyhow::Result<ExitCode> {
+fn answer(outcome: &TargetOutcome, action: &Action, json: bool) -> anyhow::Result<ExitCode> {
     match (&outcome.data, json) {
         (Some(Data::Stacks(document)), true) => print_json(document)?,
         (Some(Data::Tasks(document)), true) => print_json(document)?,
         (Some(Data::Exec(document)), true) => print_json(document)?,
         (Some(Data::Processes(document)), true) => print_json(document)?,
-        (_, false) => print(&outcome.text)?,
+        (Some(data), false) => print_text(data, action)?,
+        (None, false) => print(&outcome.text)?,
         (None, true) => {}
     }
     if !matches!(outcome.reason, Reason::Succeeded | Reason::ScriptError) {
@@ -196,7 +243,7 @@ fn advice(reason: Reason) -> Option<&'static str> {
 fn snapshot(source: &Source, action: &Action, json: bool) -> anyhow::Result<ExitCode> {
     if let Some(file) = &source.image {
         return match from_image(file, action) {
-            Ok(outcome) => answer(&outcome, json),
+            Ok(outcome) => answer(&outcome, action, json),
             Err(error) => Ok(wrong_usage(&error)),
         };
     }
@@ -209,7 +256,7 @@ fn snapshot(source: &Source, action: &Action, json: bool) -> anyhow::Result<Exit
         Ok(found) => perform::act(&found, action, &bounds),
         Err(outcome) => *outcome,
     };
-    answer(&outcome, json)
+    answer(&outcome, action, json)
 }
 
 /// The same functions as for a live process, on a recording.
@@ -224,20 +271,17 @@ fn from_image(file: &Path, action: &Action) -> anyhow::Result<TargetOutcome> {
     let image = Image::from_bytes(&bytes).with_context(name)?;
     let runtime = Runtime::locate(&image, &image.mappings, &image).with_context(name)?;
     let limits = Limits::default();
-    let (text, data) = match action {
-        Action::Tasks { format } => {
-            let tasks = sidewinder_decode::tasks(&image, &runtime, &image.threads, &limits);
-            (text::tasks(&tasks, *format), Data::Tasks(tasks))
+    let threads = &image.threads;
+    let data = match action {
+        Action::Tasks { .. } => {
+            Data::Tasks(sidewinder_decode::tasks(&image, &runtime, threads, &limits))
         }
-        Action::Stacks { locals } => {
-            let stacks =
-                sidewinder_decode::stacks(&image, &runtime, &image.threads, *locals, &limits);
-            (text::stacks(&stacks), Data::Stacks(stacks))
-        }
+        Action::Stacks { locals } => Data::Stacks(sidewinder_decode::stacks(
+            &image, &runtime, threads, *locals, &limits,
+        )),
         Action::Processes | Action::Exec(_) => bail!("an image holds stacks and tasks only"),
     };
     Ok(TargetOutcome {
-        text,
         data: Some(data),
         ..TargetOutcome::failed(Reason::Succeeded, String::new())
     })
@@ -286,7 +330,7 @@ fn within_size(script: String) -> anyhow::Result<String> {
 
 fn exec(
     pid: i32,
-    request: ExecRequest,
+    action: &Action,
     deadline: Instant,
     output: TextOrJson,
 ) -> anyhow::Result<ExitCode> {
@@ -303,22 +347,23 @@ fn exec(
         .context("failed to start a thread")?;
     let bounds = Bounds { deadline, cancel };
     let outcome = match find(pid) {
-        Ok(found) => perform::act(&found, &Action::Exec(request), &bounds),
+        Ok(found) => perform::act(&found, action, &bounds),
         Err(outcome) => *outcome,
     };
-    answer(&outcome, output == TextOrJson::Json)
+    answer(&outcome, action, output == TextOrJson::Json)
 }
 
 fn record(pid: i32, out: &Path) -> anyhow::Result<ExitCode> {
     let found = match find(pid) {
         Ok(found) => found,
-        Err(outcome) => return answer(&outcome, false),
+        Err(outcome) => return answer(&outcome, &Action::Processes, false),
     };
     let runtime = match &found.python {
         Ok(runtime) => runtime,
         Err(why) => {
             return answer(
                 &TargetOutcome::failed(Reason::UnsupportedPython, why.clone()),
+                &Action::Processes,
                 false,
             );
         }
@@ -334,6 +379,7 @@ fn record(pid: i32, out: &Path) -> anyhow::Result<ExitCode> {
         &found.process,
         runtime,
         Instant::now() + READ_LIMIT,
+        limits.cache_bytes,
         |still, threads| {
             let recorder = Recorder::new(still, IMAGE_PAGES);
             // What a reader of the image will ask for: the search, then both snapshots, names and types of locals

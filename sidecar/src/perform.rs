@@ -1,5 +1,6 @@
 //! A request carried out: from the action to what every process answered.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -121,6 +122,7 @@ fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
                 },
                 None => act(found, &request.action, bounds),
             };
+            outcome.text = text(&outcome, &request.action);
             if let Some(note) = &chosen.note {
                 outcome.message = join(&outcome.message, note);
             }
@@ -160,7 +162,35 @@ pub fn processes(discovery: &Discovery) -> TargetOutcome {
     outcome
 }
 
-/// Carries out an action on one process.
+/// What a person reads of an outcome's data.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_text(out: &mut impl fmt::Write, data: &Data, action: &Action) -> fmt::Result {
+    match data {
+        Data::Processes(list) => out.write_str(&text::processes(list)),
+        Data::Stacks(stacks) => out.write_str(&text::stacks(stacks)),
+        Data::Tasks(tasks) => {
+            let format = match action {
+                Action::Tasks { format } => *format,
+                _ => TaskFormat::default(),
+            };
+            text::write_tasks(out, tasks, format)
+        }
+        Data::Exec(outcome) => out.write_str(&text::exec(outcome)),
+    }
+}
+
+fn text(outcome: &TargetOutcome, action: &Action) -> String {
+    let mut text = String::new();
+    if let Some(data) = &outcome.data {
+        // Writing to a string cannot fail.
+        let _ = write_text(&mut text, data, action);
+    }
+    text
+}
+
+/// Carries out an action on one process. The text is left to [`write_text`]: it may be as large as the data.
 pub fn act(found: &Found, action: &Action, bounds: &Bounds) -> TargetOutcome {
     let started = Instant::now();
     let runtime = match &found.python {
@@ -177,11 +207,11 @@ pub fn act(found: &Found, action: &Action, bounds: &Bounds) -> TargetOutcome {
             TargetOutcome::failed(Reason::InternalError, "not an action of one process")
         }
         Action::Stacks { locals } => stacks(&found.process, runtime, *locals, bounds),
-        Action::Tasks { format } => tasks(&found.process, runtime, *format, bounds),
+        Action::Tasks { .. } => tasks(&found.process, runtime, bounds),
         Action::Exec(request) => exec(&found.process, runtime, request, bounds),
     };
     outcome.pid = Some(found.process.ns_pid());
-    outcome.command = clip(&line(&found.command.join(" ")), COMMAND_CHARS);
+    outcome.command = clip(&line(&found.command.join(" ")), COMMAND_CHARS).into_owned();
     outcome.python = runtime.version();
     outcome.duration_milliseconds = milliseconds(started.elapsed());
     outcome
@@ -206,14 +236,24 @@ fn judge<T>(captured: &Capture<T>, problems: &mut Vec<String>) -> (Reason, Strin
             (Reason::Succeeded, String::new())
         }
         // It stands still by itself, and stays so.
-        Some(Torn::NotStopped(error @ StopError::StoppedBySignal { .. })) => {
+        Some(Torn::NotStopped {
+            error: error @ StopError::StoppedBySignal { .. },
+            ..
+        }) => {
             problems.push(error.to_string());
             (not_stopped(error), error.to_string())
         }
-        Some(Torn::NotStopped(error)) => {
-            problems.push(format!(
-                "the target was not held still: {error}; what is shown may not be of one instant"
-            ));
+        Some(Torn::NotStopped { error, stood_still }) => {
+            problems.push(if *stood_still {
+                format!(
+                    "the target was not held still: {error}; no Python thread ran while it was read, so what is shown is \
+                     of one instant all the same"
+                )
+            } else {
+                format!(
+                    "the target was not held still: {error}; what is shown may not be of one instant"
+                )
+            });
             (not_stopped(error), error.to_string())
         }
     }
@@ -252,13 +292,18 @@ fn read_stacks(
     deadline: Instant,
 ) -> Result<(Stacks, Reason, String), CaptureError> {
     let limits = Limits::default();
-    let captured = capture(process, runtime, deadline, |still, threads| {
-        sidewinder_decode::stacks(still, runtime, threads, locals, &limits)
-    })?;
+    let captured = capture(
+        process,
+        runtime,
+        deadline,
+        limits.cache_bytes,
+        |still, threads| sidewinder_decode::stacks(still, runtime, threads, locals, &limits),
+    )?;
     let mut problems = Vec::new();
     let (reason, message) = judge(&captured, &mut problems);
     let mut stacks = captured.value;
     stacks.paused_microseconds = microseconds(captured.paused);
+    stacks.stopped = captured.stopped;
     stacks.problems.splice(0..0, problems);
     Ok((stacks, reason, message))
 }
@@ -272,7 +317,6 @@ fn stacks(process: &Process, runtime: &Runtime, locals: Locals, bounds: &Bounds)
                 summary::failure(&message)
             },
             paused_microseconds: stacks.paused_microseconds,
-            text: text::stacks(&stacks),
             data: Some(Data::Stacks(stacks)),
             ..TargetOutcome::failed(reason, message)
         },
@@ -280,16 +324,16 @@ fn stacks(process: &Process, runtime: &Runtime, locals: Locals, bounds: &Bounds)
     }
 }
 
-fn tasks(
-    process: &Process,
-    runtime: &Runtime,
-    format: TaskFormat,
-    bounds: &Bounds,
-) -> TargetOutcome {
+fn tasks(process: &Process, runtime: &Runtime, bounds: &Bounds) -> TargetOutcome {
     let limits = Limits::default();
-    let captured = capture(process, runtime, bounds.deadline, |still, threads| {
-        sidewinder_decode::tasks(still, runtime, threads, &limits)
-    });
+    let deadline = bounds.deadline;
+    let captured = capture(
+        process,
+        runtime,
+        deadline,
+        limits.cache_bytes,
+        |still, threads| sidewinder_decode::tasks(still, runtime, threads, &limits),
+    );
     let captured = match captured {
         Ok(captured) => captured,
         Err(error) => return unreadable(process, &error),
@@ -298,6 +342,7 @@ fn tasks(
     let (reason, message) = judge(&captured, &mut problems);
     let mut tasks = captured.value;
     tasks.paused_microseconds = microseconds(captured.paused);
+    tasks.stopped = captured.stopped;
     tasks.problems.splice(0..0, problems);
     TargetOutcome {
         summary: if reason == Reason::Succeeded {
@@ -306,7 +351,6 @@ fn tasks(
             summary::failure(&message)
         },
         paused_microseconds: tasks.paused_microseconds,
-        text: text::tasks(&tasks, format),
         data: Some(Data::Tasks(tasks)),
         ..TargetOutcome::failed(reason, message)
     }
@@ -364,7 +408,6 @@ fn exec(
         summary,
         paused_microseconds: paused,
         disarmed: injected.armed.then_some(outcome.disarmed),
-        text: text::exec(&outcome),
         data: Some(Data::Exec(Box::new(outcome))),
         ..TargetOutcome::failed(reason, injected.message)
     }

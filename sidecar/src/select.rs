@@ -1,6 +1,7 @@
 //! Which of a container's processes a request means. Pure.
 
 use regex_lite::RegexBuilder;
+use sidewinder_diagnose::escape::{clip, line};
 use sidewinder_model::{ProcessMode, ProcessSelector, Reason};
 
 /// How many processes a message lists.
@@ -47,10 +48,9 @@ pub fn is_multiprocessing_service(command: &[String]) -> bool {
 }
 
 fn describe(candidate: &Candidate) -> String {
-    let command = sidewinder_diagnose::escape::clip(
-        &sidewinder_diagnose::escape::line(&candidate.command.join(" ")),
-        80,
-    );
+    let command = candidate.command.join(" ");
+    let command = line(&command);
+    let command = clip(&command, 80);
     match &candidate.python {
         Ok(version) => format!("{} (CPython {version}: {command})", candidate.ns_pid),
         Err(why) => format!("{} ({why}: {command})", candidate.ns_pid),

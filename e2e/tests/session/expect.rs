@@ -111,7 +111,7 @@ pub(crate) fn task<'a>(tasks: &'a Tasks, name: &str) -> Result<&'a Task> {
     tasks
         .tasks
         .iter()
-        .find(|task| task.name == name)
+        .find(|task| &*task.name == name)
         .with_context(|| format!("there is no task {name}"))
 }
 
@@ -137,7 +137,7 @@ pub(crate) fn frame(
     let line = line.into();
     let found = frames
         .iter()
-        .find(|frame| frame.function == function)
+        .find(|frame| &*frame.function == function)
         .with_context(|| format!("no frame is of {function}: {frames:#?}"))?;
     ensure!(
         found.file.rsplit('/').next() == Some(file),

@@ -1,10 +1,10 @@
 //! Code objects: the names, the file and the lines of a function.
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
-use crate::decoder::{Decoder, Fault};
+use crate::decoder::{Decoder, Fault, HashMap};
 use crate::linetable;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
@@ -19,12 +19,14 @@ const MAX_COPIES: u64 = 1 << 16;
 pub(crate) struct Code {
     pub(crate) address: Addr,
     /// `co_qualname`.
-    pub(crate) function: String,
+    pub(crate) function: Arc<str>,
     /// `co_filename`.
-    pub(crate) file: String,
+    pub(crate) file: Arc<str>,
     first_line: i64,
     lines: Vec<u8>,
     known_lines: RefCell<HashMap<u64, Option<i64>>>,
+    /// The code unit asked for last and its line.
+    last_line: Cell<Option<(u64, Option<i64>)>>,
     pub(crate) variables: OnceCell<Vec<Variable>>,
 }
 
@@ -61,11 +63,12 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             });
         let code = Rc::new(Code {
             address,
-            function,
-            file,
+            function: function.into(),
+            file: file.into(),
             first_line: i64::from(self.i32(self.member(address, F::code_object_firstlineno))?),
             lines,
             known_lines: RefCell::default(),
+            last_line: Cell::new(None),
             variables: OnceCell::new(),
         });
         self.codes.borrow_mut().insert(address, Rc::clone(&code));
@@ -80,11 +83,18 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             self.bytecode_copy(code, copy)?
         };
         let unit = instruction.0.checked_sub(start.0)?.checked_div(2)?;
-        *code
+        if let Some((last, line)) = code.last_line.get()
+            && last == unit
+        {
+            return line;
+        }
+        let line = *code
             .known_lines
             .borrow_mut()
             .entry(unit)
-            .or_insert_with(|| linetable::line(&code.lines, code.first_line, unit))
+            .or_insert_with(|| linetable::line(&code.lines, code.first_line, unit));
+        code.last_line.set(Some((unit, line)));
+        line
     }
 
     /// A thread's own copy of the bytecode, free-threaded builds only: `{count, copies[count]}`.

@@ -1,11 +1,11 @@
 //! One decode: typed reads within limits, and what was learnt on the way.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::rc::Rc;
 
 use crate::code::Code;
+use crate::coroutine::Chains;
 use crate::limits::Limits;
 use crate::memory::{Addr, Memory, ReadError};
 use crate::object::Type;
@@ -39,6 +39,11 @@ impl Display for Fault {
     }
 }
 
+/// Maps by addresses of the target, which the target chooses: the hash is seeded.
+pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
+/// Sets of addresses of the target.
+pub(crate) type HashSet<K> = std::collections::HashSet<K, foldhash::fast::RandomState>;
+
 /// Problems in words, bounded in number: a damaged target has a great many of them.
 #[derive(Debug, Default)]
 struct Problems {
@@ -53,9 +58,11 @@ pub(crate) struct Decoder<'a, M: ?Sized> {
     pub(crate) limits: &'a Limits,
     reads: Cell<u64>,
     text: Cell<u64>,
+    result: Cell<u64>,
     problems: RefCell<Problems>,
     pub(crate) types: RefCell<HashMap<Addr, Rc<Type>>>,
     pub(crate) codes: RefCell<HashMap<Addr, Rc<Code>>>,
+    pub(crate) chains: RefCell<Chains>,
 }
 
 impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
@@ -66,9 +73,11 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
             limits,
             reads: Cell::new(0),
             text: Cell::new(0),
+            result: Cell::new(0),
             problems: RefCell::default(),
             types: RefCell::default(),
             codes: RefCell::default(),
+            chains: RefCell::default(),
         };
         for problem in runtime.problems() {
             decoder.problem(problem);
@@ -106,9 +115,10 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
         words
     }
 
-    /// Fills the buffer, as one read of the budget.
+    /// Fills the buffer, as one read of the budget, and more for a long one.
     pub(crate) fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), Fault> {
-        let reads = self.reads.get().saturating_add(1);
+        let cost = u64::try_from(buf.len() >> 9).unwrap_or(u64::MAX);
+        let reads = self.reads.get().saturating_add(cost).saturating_add(1);
         if reads > self.limits.reads {
             return Err(Fault::Limit("reads of the target's memory"));
         }
@@ -126,6 +136,19 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
             return Err(Fault::Limit("text in the result"));
         }
         self.text.set(text);
+        Ok(())
+    }
+
+    /// Takes so many bytes of the memory that the result may take.
+    pub(crate) fn take_result(&self, bytes: usize) -> Result<(), Fault> {
+        let result = self
+            .result
+            .get()
+            .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+        if result > self.limits.result_bytes {
+            return Err(Fault::Limit("memory of the result"));
+        }
+        self.result.set(result);
         Ok(())
     }
 

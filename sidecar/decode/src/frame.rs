@@ -1,11 +1,10 @@
 //! Frames: of a thread, and of a suspended coroutine.
 
-use std::collections::HashSet;
 use std::fmt::Display;
 
 use sidewinder_model::{Frame, Locals};
 
-use crate::decoder::{Decoder, Fault};
+use crate::decoder::{Decoder, Fault, HashSet};
 use crate::memory::{Addr, Memory};
 use crate::offsets::{Field as F, Offsets};
 
@@ -21,10 +20,10 @@ pub(crate) struct RawFrame {
     pub(crate) address: Addr,
     pub(crate) previous: Addr,
     pub(crate) executable: Addr,
-    instruction: Addr,
+    pub(crate) instruction: Addr,
     pub(crate) stack_pointer: Addr,
     owner: u8,
-    bytecode_copy: u64,
+    pub(crate) bytecode_copy: u64,
 }
 
 impl RawFrame {
@@ -43,6 +42,11 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             .get_mut(..size)
             .ok_or(Fault::Invalid("frames of impossible size"))?;
         self.read(address, bytes)?;
+        self.raw_frame_in(address, bytes)
+    }
+
+    /// A frame whose bytes were read already.
+    pub(crate) fn raw_frame_in(&self, address: Addr, bytes: &[u8]) -> Result<RawFrame, Fault> {
         let word = |field| word_in(bytes, self.offsets(), field).map(Addr);
         let truncated = || Fault::Invalid("frame offsets outside the frame");
         let owner = usize::try_from(self.offsets().get(F::interpreter_frame_owner)).ok();
@@ -91,7 +95,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         locals: Locals,
     ) -> (Vec<Frame>, bool) {
         let mut frames = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         let mut next = first;
         let mut met = false;
         while !next.is_null() {
@@ -137,7 +141,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     }
 }
 
-fn word_in(bytes: &[u8], offsets: &Offsets, field: F) -> Option<u64> {
+pub(crate) fn word_in(bytes: &[u8], offsets: &Offsets, field: F) -> Option<u64> {
     let at = usize::try_from(offsets.get(field)).ok()?;
     let word = bytes.get(at..at.checked_add(8)?)?;
     Some(u64::from_le_bytes(word.try_into().ok()?))

@@ -1,28 +1,45 @@
 //! Cycles of a graph: who waits for whom in a circle.
 
 /// The strongly connected components that are cycles: of more than one node, or of one that points at itself. Nodes
-/// are numbers below `edges.len()`; edges to others are ignored. Tarjan's algorithm without recursion: a target may
+/// are numbers below `nodes`; edges from or to others are ignored. Tarjan's algorithm without recursion: a target may
 /// hold chains of a million tasks. Components and their members are in ascending order.
-pub(crate) fn cycles(edges: &[Vec<usize>]) -> Vec<Vec<usize>> {
+pub(crate) fn cycles(nodes: usize, mut edges: Vec<(u32, u32)>) -> Vec<Vec<usize>> {
     const UNSEEN: usize = usize::MAX;
-    #[derive(Clone)]
+    #[derive(Clone, Copy)]
     struct Node {
         index: usize,
         low: usize,
         on_stack: bool,
+        /// Where its edges begin.
+        edges: usize,
     }
-    let mut nodes = vec![
-        Node {
+    edges.sort_unstable();
+    edges.dedup();
+    let index = |n: u32| usize::try_from(n).unwrap_or(UNSEEN);
+    let mut count = nodes;
+    let mut nodes = Vec::with_capacity(count);
+    let mut start = 0_usize;
+    while nodes.len() < count {
+        nodes.push(Node {
             index: UNSEEN,
             low: UNSEEN,
-            on_stack: false
-        };
-        edges.len()
-    ];
+            on_stack: false,
+            edges: start,
+        });
+        let from = nodes.len().saturating_sub(1);
+        while edges.get(start).is_some_and(|edge| index(edge.0) <= from) {
+            start = start.saturating_add(1);
+        }
+    }
+    let edge = |node: usize, first: usize, followed: usize| {
+        let &(from, to) = edges.get(first.checked_add(followed)?)?;
+        (index(from) == node).then(|| index(to))
+    };
     let mut counter = 0_usize;
     let mut stack = Vec::new();
     let mut found = Vec::new();
-    for root in 0..edges.len() {
+    count = nodes.len();
+    for root in 0..count {
         if nodes.get(root).is_none_or(|node| node.index != UNSEEN) {
             continue;
         }
@@ -38,13 +55,15 @@ pub(crate) fn cycles(edges: &[Vec<usize>]) -> Vec<Vec<usize>> {
                     index: counter,
                     low: counter,
                     on_stack: true,
+                    ..*node
                 };
                 counter = counter.saturating_add(1);
                 stack.push(at);
             }
-            if let Some(&next) = edges.get(at).and_then(|edges| edges.get(*followed)) {
+            let first = nodes.get(at).map_or(UNSEEN, |node| node.edges);
+            if let Some(next) = edge(at, first, *followed) {
                 *followed = followed.saturating_add(1);
-                match nodes.get(next).cloned() {
+                match nodes.get(next).copied() {
                     Some(node) if node.index == UNSEEN => path.push((next, 0)),
                     Some(node) if node.on_stack => {
                         if let Some(this) = nodes.get_mut(at) {
@@ -56,7 +75,7 @@ pub(crate) fn cycles(edges: &[Vec<usize>]) -> Vec<Vec<usize>> {
                 continue;
             }
             path.pop();
-            let Some(done) = nodes.get(at).cloned() else {
+            let Some(done) = nodes.get(at).copied() else {
                 continue;
             };
             if let Some(parent) = path.last().and_then(|(parent, _)| nodes.get_mut(*parent)) {
@@ -75,7 +94,8 @@ pub(crate) fn cycles(edges: &[Vec<usize>]) -> Vec<Vec<usize>> {
                     break;
                 }
             }
-            if component.len() > 1 || edges.get(at).is_some_and(|edges| edges.contains(&at)) {
+            let own = u32::try_from(at).ok().map(|at| (at, at));
+            if component.len() > 1 || own.is_some_and(|own| edges.binary_search(&own).is_ok()) {
                 component.sort_unstable();
                 found.push(component);
             }
@@ -87,7 +107,13 @@ pub(crate) fn cycles(edges: &[Vec<usize>]) -> Vec<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::cycles;
+    fn cycles(edges: &[Vec<usize>]) -> Vec<Vec<usize>> {
+        let pairs = edges.iter().enumerate().flat_map(|(from, tos)| {
+            tos.iter()
+                .map(move |to| (u32::try_from(from).unwrap(), u32::try_from(*to).unwrap()))
+        });
+        super::cycles(edges.len(), pairs.collect())
+    }
 
     #[test]
     fn circles_and_loops_are_found_and_nothing_else() {

@@ -35,7 +35,7 @@ mod thread;
 
 pub use elf::{ElfError, ElfFacts, Files, NoFiles};
 pub use limits::Limits;
-pub use memory::{Addr, Image, ImageError, Memory, PageCache, ReadError, Recorder};
+pub use memory::{Addr, Image, ImageError, Memory, PageCache, ReadError, ReadRange, Recorder};
 pub use os::{Mapping, OsThread};
 pub use runtime::{GilState, LocateError, Runtime};
 pub use task::tasks;

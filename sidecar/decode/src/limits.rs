@@ -5,8 +5,12 @@
 pub struct Limits {
     /// Reads of the target's memory.
     pub reads: u64,
-    /// Bytes of names, values and file names kept in the result, in all.
+    /// Bytes of names, values and file names shown by the result, in all. What several places share counts for each.
     pub text_bytes: u64,
+    /// Bytes of memory that the tasks of a result take, in all. What several share counts once.
+    pub result_bytes: u64,
+    /// Bytes of the target's memory held at a time.
+    pub cache_bytes: usize,
     /// Bytes searched for a cookie where no file tells where the runtime lies.
     pub scanned_bytes: u64,
     /// Interpreters of one process.
@@ -38,6 +42,8 @@ impl Default for Limits {
         Self {
             reads: 100_000_000,
             text_bytes: 256 << 20,
+            result_bytes: 256 << 20,
+            cache_bytes: 24 << 20,
             scanned_bytes: 256 << 20,
             interpreters: 256,
             threads: 32_768,

@@ -71,6 +71,17 @@ pub enum ReadError {
     Denied,
 }
 
+/// One of several reads that are made at once.
+#[derive(Debug)]
+pub struct ReadRange<'a> {
+    /// Where it begins.
+    pub at: Addr,
+    /// Filled as a whole, or of no meaning.
+    pub buf: &'a mut [u8],
+    /// Whether it was filled.
+    pub filled: bool,
+}
+
 /// A target's memory. Live processes and recorded images are the same to the decoder.
 pub trait Memory {
     /// Fills the whole of `buf` from `at`, or fails.
@@ -78,10 +89,21 @@ pub trait Memory {
     /// # Errors
     /// [`ReadError::Fault`] when any byte of the range is not mapped, else what the kernel said.
     fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), ReadError>;
+
+    /// Fills several ranges, in as few steps as can be, and marks those that were filled.
+    fn read_ranges(&self, ranges: &mut [ReadRange<'_>]) {
+        for range in ranges {
+            range.filled = self.read(range.at, range.buf).is_ok();
+        }
+    }
 }
 
 impl<M: Memory + ?Sized> Memory for &M {
     fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), ReadError> {
         (**self).read(at, buf)
+    }
+
+    fn read_ranges(&self, ranges: &mut [ReadRange<'_>]) {
+        (**self).read_ranges(ranges);
     }
 }

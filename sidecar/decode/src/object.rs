@@ -3,7 +3,9 @@
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use crate::coroutine::Awaitable;
 use crate::decoder::{Decoder, Fault};
 use crate::memory::{Addr, Memory, PAGE};
 use crate::offsets::Field as F;
@@ -23,6 +25,10 @@ const MAX_SET_TABLE: u64 = 1 << 24;
 pub(crate) struct Type {
     /// `tp_name`: for types written in C with its module, for classes without.
     pub(crate) name: String,
+    /// `type.__name__`, shared with the results that name it.
+    pub(crate) short: Arc<str>,
+    /// What its objects are to a chain of awaits.
+    pub(crate) awaitable: Awaitable,
     flags: u64,
     address: Addr,
     /// Whether it is asyncio's future written in C, or derived from it.
@@ -32,7 +38,7 @@ pub(crate) struct Type {
 impl Type {
     /// `type.__name__`.
     pub(crate) fn short_name(&self) -> &str {
-        self.name.rsplit('.').next().unwrap_or(&self.name)
+        &self.short
     }
 
     fn has(&self, bit: u32) -> bool {
@@ -74,7 +80,11 @@ impl Type {
 impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// The type of the object at this address.
     pub(crate) fn type_of(&self, object: Addr) -> Result<Rc<Type>, Fault> {
-        let at = self.pointer(self.member(object, F::pyobject_ob_type))?;
+        self.type_at(self.pointer(self.member(object, F::pyobject_ob_type))?)
+    }
+
+    /// The type at this address.
+    pub(crate) fn type_at(&self, at: Addr) -> Result<Rc<Type>, Fault> {
         if let Some(known) = self.types.borrow().get(&at) {
             return Ok(Rc::clone(known));
         }
@@ -85,8 +95,11 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             return Err(Fault::Invalid("not a Python object"));
         }
         let name = self.pointer(self.member(at, F::type_object_tp_name))?;
+        let name = self.c_string(name, MAX_TYPE_NAME)?;
         let found = Rc::new(Type {
-            name: self.c_string(name, MAX_TYPE_NAME)?,
+            awaitable: Awaitable::of(&name),
+            short: name.rsplit('.').next().unwrap_or(&name).into(),
+            name,
             flags: self.u64(self.member(at, F::type_object_tp_flags))?,
             address: at,
             future: OnceCell::new(),
@@ -95,9 +108,8 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         Ok(found)
     }
 
-    /// Whether an object has the layout of asyncio's future: tasks have it, and classes derived from either.
-    pub(crate) fn is_future(&self, object: Addr) -> Result<bool, Fault> {
-        let kind = self.type_of(object)?;
+    /// Whether objects of this type have the layout of asyncio's future: tasks have it, and classes derived from either.
+    pub(crate) fn is_future_type(&self, kind: &Type) -> Result<bool, Fault> {
         if let Some(known) = kind.future.get() {
             return Ok(*known);
         }

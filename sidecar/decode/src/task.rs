@@ -1,14 +1,17 @@
 //! asyncio's tasks: the document of `tasks`.
 
-use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use sidewinder_model::{Locals, Loop, Task, TaskState, Tasks, WaitingFor};
+use sidewinder_model::{Frame, Id, Locals, Loop, Stopped, Task, TaskState, Tasks, WaitingFor};
 
 use crate::coroutine::{Chain, CoroutineState};
-use crate::decoder::{Decoder, Fault};
+use crate::decoder::{Decoder, Fault, HashMap, HashSet};
 use crate::graph;
 use crate::limits::Limits;
 use crate::memory::{Addr, Memory};
+use crate::object::Type;
 use crate::offsets::{AsyncioOffsets, Field as F};
 use crate::os::OsThread;
 use crate::runtime::Runtime;
@@ -16,6 +19,12 @@ use crate::thread::{PyThread, by_native_id};
 
 /// Children of one `gather` whose states are counted.
 const MAX_CHILDREN: usize = 1024;
+/// No version's task is larger.
+const MAX_TASK: usize = 512;
+/// What a task takes beyond its own structure, in bytes: its name, its place in the index and in the graph.
+const TASK_OVERHEAD: usize = 96;
+/// Stands in the index for an address in a list that holds no task.
+const NOT_A_TASK: u32 = u32::MAX;
 
 /// Every task that is not done, of every thread of every interpreter, with the loops and the circles of waiting.
 pub fn tasks<M: Memory + ?Sized>(
@@ -31,33 +40,55 @@ pub fn tasks<M: Memory + ?Sized>(
             let mut walk = Walk {
                 decoder: &decoder,
                 offsets,
-                found: Vec::new(),
-                by_address: HashMap::new(),
+                tasks: Vec::new(),
+                joins: Vec::new(),
+                by_address: HashMap::default(),
                 loops: Vec::new(),
-                stopped: false,
+                by_loop: HashSet::default(),
+                running: Vec::new(),
+                awaiters: 0,
+                chain: Chain::default(),
+                name: String::new(),
+                full: false,
             };
             walk.lists(os_threads);
-            walk.decode()
+            walk.finish()
         }
     };
     tasks.problems = decoder.into_problems();
     tasks
 }
 
-/// A task that was found and is yet to be decoded.
+/// Where a task was found.
 #[derive(Clone, Copy)]
-struct Found {
-    address: Addr,
+struct Place {
     interpreter: i64,
-    /// The thread it belongs to, in the reader's PID namespace.
+    /// The thread whose list it stands in, in the reader's PID namespace.
     tid: Option<u64>,
-    /// The innermost frame of the thread that runs it, where it is running.
-    running_in: Option<Addr>,
+}
+
+/// A task that a thread says it is executing.
+#[derive(Clone, Copy)]
+struct Running {
+    task: Addr,
+    place: Place,
+    /// The innermost frame of that thread.
+    innermost: Addr,
+}
+
+/// The head that tasks and futures have in common.
+struct RawFuture {
+    kind: Rc<Type>,
+    loop_object: Addr,
+    awaited_by: Addr,
+    awaited_by_is_set: bool,
+    is_task: bool,
+    is_done: bool,
 }
 
 /// A task object's own words.
 struct RawTask {
-    loop_object: Addr,
+    future: RawFuture,
     coroutine: Addr,
     name: Addr,
     waiter: Addr,
@@ -66,71 +97,93 @@ struct RawTask {
 struct Walk<'d, 'a, M: ?Sized> {
     decoder: &'d Decoder<'a, M>,
     offsets: &'d AsyncioOffsets,
-    found: Vec<Found>,
-    by_address: HashMap<Addr, usize>,
+    tasks: Vec<Task>,
+    /// Tasks, by their index, that wait for what says it is a task.
+    joins: Vec<u32>,
+    by_address: HashMap<Addr, u32>,
     loops: Vec<Loop>,
-    /// Set when the limit of tasks was reached.
-    stopped: bool,
+    by_loop: HashSet<Addr>,
+    running: Vec<Running>,
+    /// Awaiters kept so far, of all tasks.
+    awaiters: usize,
+    chain: Chain,
+    name: String,
+    /// Set when a limit was reached.
+    full: bool,
+}
+
+/// The object behind a word of a structure that was read as a whole.
+fn pointer_in(bytes: &[u8], at: u64) -> Option<Addr> {
+    let at = usize::try_from(at).ok()?;
+    let word = bytes.get(at..at.checked_add(8)?)?;
+    Some(Addr(u64::from_le_bytes(word.try_into().ok()?)))
+}
+
+fn byte_in(bytes: &[u8], at: u64) -> Option<u8> {
+    bytes.get(usize::try_from(at).ok()?).copied()
+}
+
+const fn id(address: Addr) -> Id {
+    Id(address.0)
 }
 
 impl<M: Memory + ?Sized> Walk<'_, '_, M> {
-    /// Collects the tasks of every list.
+    /// Decodes the tasks of every list.
     fn lists(&mut self, os_threads: &[OsThread]) {
+        let decoder = self.decoder;
         let os = by_native_id(os_threads);
-        for interpreter in self.decoder.interpreters() {
-            let threads = self.decoder.threads(&interpreter, os_threads);
-            for thread in &threads {
-                let tid = os.get(&thread.native).map(|os| os.tid);
+        let mut lists = Vec::new();
+        for interpreter in decoder.interpreters() {
+            for thread in decoder.threads(&interpreter, os_threads) {
+                let place = Place {
+                    interpreter: interpreter.id,
+                    tid: os.get(&thread.native).map(|os| os.tid),
+                };
+                self.running_loop(&thread, place);
+                self.running_task(&thread, place);
                 let head = thread.address.plus(self.offsets.thread_tasks_head);
-                self.list(
-                    head,
-                    interpreter.id,
-                    tid,
-                    &format!("tasks of thread {}", thread.native),
-                );
-                self.running_loop(thread, interpreter.id, tid);
+                lists.push((head, place, ListOf::Thread(thread.native)));
             }
             // Tasks whose thread has ended.
+            let place = Place {
+                interpreter: interpreter.id,
+                tid: None,
+            };
             let head = interpreter
                 .address
                 .plus(self.offsets.interpreter_tasks_head);
-            self.list(
-                head,
-                interpreter.id,
-                None,
-                &format!("left-over tasks of interpreter {}", interpreter.id),
-            );
-            // Only now: a running task usually stands in a list, maybe that of another thread.
-            for thread in &threads {
-                let tid = os.get(&thread.native).map(|os| os.tid);
-                self.running_task(thread, interpreter.id, tid);
+            lists.push((head, place, ListOf::Interpreter(interpreter.id)));
+        }
+        for (head, place, whose) in lists {
+            self.list(head, place, whose);
+        }
+        // A task in its first eager step stands in no list yet.
+        for running in self.running.clone() {
+            let task = running.task;
+            if !self.full
+                && !self.by_address.contains_key(&task)
+                && let Err(fault) = self.task(task, running.place)
+            {
+                decoder.problem(format_args!("running task at {task}: {fault}"));
             }
         }
     }
 
-    fn list(&mut self, head: Addr, interpreter: i64, tid: Option<u64>, whose: &str) {
+    fn list(&mut self, head: Addr, place: Place, whose: ListOf) {
         let decoder = self.decoder;
         let mut node = match decoder.pointer(decoder.member(head, F::llist_node_next)) {
             Ok(node) => node,
             Err(fault) => return decoder.problem(format_args!("{whose}: {fault}")),
         };
-        while node != head && !node.is_null() {
+        while node != head && !node.is_null() && !self.full {
             let address = node.minus(self.offsets.task_node);
-            if !self.add(Found {
-                address,
-                interpreter,
-                tid,
-                running_in: None,
-            }) {
-                if !self.stopped {
-                    decoder.problem(format_args!(
-                        "{whose}: the list meets the task at {address} twice"
-                    ));
-                }
-                return;
+            if self.by_address.contains_key(&address) {
+                return decoder.problem(format_args!(
+                    "{whose}: the list meets the task at {address} twice"
+                ));
             }
-            node = match decoder.pointer(decoder.member(node, F::llist_node_next)) {
-                Ok(node) => node,
+            node = match self.task(address, place) {
+                Ok(next) => next,
                 Err(fault) => {
                     return decoder.problem(format_args!(
                         "{whose}: after the task at {address}: {fault}"
@@ -140,36 +193,72 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         }
     }
 
-    /// Whether the task is new and within the limit.
-    fn add(&mut self, found: Found) -> bool {
-        if self.by_address.contains_key(&found.address) {
-            return false;
-        }
-        if self.found.len() >= self.decoder.limits.tasks {
-            self.decoder.problem(format_args!(
-                "more than {} tasks: the others are left out",
-                self.found.len()
+    /// Decodes the task at this address; returns the next one's node of its list.
+    fn task(&mut self, address: Addr, place: Place) -> Result<Addr, Fault> {
+        let decoder = self.decoder;
+        let index = self.tasks.len();
+        if index >= decoder.limits.tasks {
+            decoder.problem(format_args!(
+                "more than {index} tasks: the others are left out"
             ));
-            self.stopped = true;
-            return false;
+            self.full = true;
+            return Ok(Addr(0));
         }
-        self.by_address.insert(found.address, self.found.len());
-        self.found.push(found);
-        true
+        let impossible = || Fault::Invalid("tasks of impossible size");
+        let mut buffer = [0; MAX_TASK];
+        let size = usize::try_from(self.offsets.task_size).map_err(|_| impossible())?;
+        let bytes = buffer.get_mut(..size).ok_or_else(impossible)?;
+        decoder.read(address, bytes)?;
+        let bytes = &*bytes;
+        let next = self
+            .offsets
+            .task_node
+            .checked_add(decoder.offsets().get(F::llist_node_next));
+        let next = next
+            .and_then(|at| pointer_in(bytes, at))
+            .ok_or_else(impossible)?;
+        let mut task = Task {
+            id: id(address),
+            interpreter: place.interpreter,
+            tid: place.tid,
+            ..Task::default()
+        };
+        let filled = self
+            .raw(bytes)
+            .and_then(|raw| self.fill(&mut task, address, place, &raw));
+        match filled {
+            Ok(()) => {}
+            Err(fault @ Fault::Limit(_)) => {
+                decoder.problem(format_args!("after {index} tasks: {fault}"));
+                self.full = true;
+                return Ok(next);
+            }
+            Err(fault) => {
+                decoder.problem(format_args!("task at {address}: {fault}"));
+                // Its memory is no task: an entry would be an invention.
+                self.by_address.insert(address, NOT_A_TASK);
+                return Ok(next);
+            }
+        }
+        let index = u32::try_from(index).unwrap_or(NOT_A_TASK);
+        self.by_address.insert(address, index);
+        self.tasks.push(task);
+        Ok(next)
     }
 
-    fn running_loop(&mut self, thread: &PyThread, interpreter: i64, tid: Option<u64>) {
-        match self
-            .decoder
-            .pointer(thread.address.plus(self.offsets.running_loop))
-        {
+    fn running_loop(&mut self, thread: &PyThread, place: Place) {
+        let at = thread.address.plus(self.offsets.running_loop);
+        match self.decoder.pointer(at) {
             Ok(at) if at.is_null() => {}
-            Ok(at) => self.loops.push(Loop {
-                id: at.to_string(),
-                tid,
-                interpreter,
-                running: true,
-            }),
+            Ok(at) => {
+                self.by_loop.insert(at);
+                self.loops.push(Loop {
+                    id: id(at),
+                    tid: place.tid,
+                    interpreter: place.interpreter,
+                    running: true,
+                });
+            }
             Err(fault) => self.decoder.problem(format_args!(
                 "running loop of thread {}: {fault}",
                 thread.native
@@ -177,253 +266,274 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         }
     }
 
-    /// A task in its first eager step stands in no list yet.
-    fn running_task(&mut self, thread: &PyThread, interpreter: i64, tid: Option<u64>) {
-        let address = match self
+    fn running_task(&mut self, thread: &PyThread, place: Place) {
+        let at = thread.address.plus(self.offsets.running_task);
+        match self.decoder.pointer(at) {
+            Ok(task) if task.is_null() => {}
+            Ok(task) => self.running.push(Running {
+                task,
+                place,
+                innermost: thread.current_frame,
+            }),
+            Err(fault) => self.decoder.problem(format_args!(
+                "running task of thread {}: {fault}",
+                thread.native
+            )),
+        }
+    }
+
+    /// Adds the loop of a task that no thread says it is running.
+    fn owning_loop(&mut self, address: Addr, interpreter: i64) {
+        if self.by_loop.insert(address) {
+            self.loops.push(Loop {
+                id: id(address),
+                tid: None,
+                interpreter,
+                running: false,
+            });
+        }
+    }
+
+    /// The head of a future from its bytes.
+    fn raw_future(&self, bytes: &[u8]) -> Result<RawFuture, Fault> {
+        let offsets = self.offsets;
+        let impossible = || Fault::Invalid("futures of impossible size");
+        let word = |at| pointer_in(bytes, at).ok_or_else(impossible);
+        let flag = |at| byte_in(bytes, at).ok_or_else(impossible);
+        let object = self.decoder.offsets();
+        let kind = self
             .decoder
-            .pointer(thread.address.plus(self.offsets.running_task))
-        {
-            Ok(address) if address.is_null() => return,
-            Ok(address) => address,
-            Err(fault) => {
-                return self.decoder.problem(format_args!(
-                    "running task of thread {}: {fault}",
-                    thread.native
-                ));
-            }
-        };
-        self.add(Found {
-            address,
-            interpreter,
-            tid,
-            running_in: None,
-        });
-        if let Some(found) = self
-            .by_address
-            .get(&address)
-            .and_then(|n| self.found.get_mut(*n))
-        {
-            found.running_in = Some(thread.current_frame);
+            .type_at(word(object.get(F::pyobject_ob_type))?)?;
+        if !self.decoder.is_future_type(&kind)? {
+            return Err(Fault::Invalid("not a task"));
         }
+        // The state stands right before the flag that tells tasks from futures.
+        let state = offsets.task_is_task.saturating_sub(4);
+        let state = usize::try_from(state).map_err(|_| impossible())?;
+        let state = bytes
+            .get(state..state.saturating_add(4))
+            .ok_or_else(impossible)?;
+        Ok(RawFuture {
+            kind,
+            loop_object: word(object.get(F::pyobject_size))?,
+            awaited_by: word(offsets.task_awaited_by)?,
+            awaited_by_is_set: flag(offsets.task_awaited_by_is_set)? != 0,
+            is_task: flag(offsets.task_is_task)? == 1,
+            is_done: state.iter().any(|byte| *byte != 0),
+        })
     }
 
-    fn decode(mut self) -> Tasks {
-        let found = std::mem::take(&mut self.found);
-        // The one frame chain that a coroutine being executed can lie on, by thread.
-        let frames: HashMap<u64, Addr> = found
-            .iter()
-            .filter_map(|found| Some((found.tid?, found.running_in?)))
-            .collect();
-        let mut tasks = Vec::with_capacity(found.len());
-        let mut waits_for: Vec<Vec<usize>> = vec![Vec::new(); found.len()];
-        let mut known_loops: HashSet<String> = self.loops.iter().map(|l| l.id.clone()).collect();
-        for (n, found) in found.iter().enumerate() {
-            let id = found.address.to_string();
-            let mut task = Task {
-                id,
-                interpreter: found.interpreter,
-                tid: found.tid,
-                ..Task::default()
-            };
-            let mut edges = Vec::new();
-            match self.raw(found.address) {
-                Ok(raw) => {
-                    let thread = found
-                        .running_in
-                        .or_else(|| frames.get(&found.tid?).copied());
-                    self.fill(&mut task, found, &raw, thread, &mut edges);
-                    if !raw.loop_object.is_null() {
-                        let id = raw.loop_object.to_string();
-                        if known_loops.insert(id.clone()) {
-                            self.loops.push(Loop {
-                                id: id.clone(),
-                                tid: None,
-                                interpreter: found.interpreter,
-                                running: false,
-                            });
-                        }
-                        task.loop_id = Some(id);
-                    }
-                }
-                Err(fault @ Fault::Limit(_)) => {
-                    self.decoder.problem(format_args!("tasks: {fault}"));
-                    break;
-                }
-                Err(fault) => {
-                    self.decoder
-                        .problem(format_args!("task at {}: {fault}", found.address));
-                    // Its memory is no task: an entry would be an invention.
-                    if fault == Fault::Invalid(NOT_A_TASK) {
-                        continue;
-                    }
-                }
-            }
-            for (from, to) in edges {
-                if let Some(edges) = waits_for.get_mut(from.unwrap_or(n)) {
-                    edges.push(to.unwrap_or(n));
-                }
-            }
-            tasks.push(task);
-        }
-        let cycles = graph::cycles(&waits_for)
-            .into_iter()
-            .map(|members| {
-                members
-                    .iter()
-                    .filter_map(|n| Some(found.get(*n)?.address.to_string()))
-                    .collect()
-            })
-            .collect();
-        Tasks {
-            loops: self.loops,
-            tasks,
-            cycles,
-            paused_microseconds: 0,
-            problems: Vec::new(),
-        }
-    }
-
-    fn raw(&self, task: Addr) -> Result<RawTask, Fault> {
-        let decoder = self.decoder;
-        if !decoder.is_future(task)? {
-            return Err(Fault::Invalid(NOT_A_TASK));
-        }
-        let word = |at| decoder.pointer(task.plus(at));
+    fn raw(&self, bytes: &[u8]) -> Result<RawTask, Fault> {
+        let future = self.raw_future(bytes)?;
+        let word = |at| pointer_in(bytes, at).ok_or(Fault::Invalid("tasks of impossible size"));
         Ok(RawTask {
-            loop_object: word(decoder.offsets().get(F::pyobject_size))?,
+            future,
             coroutine: word(self.offsets.task_coro)?,
             name: word(self.offsets.task_name)?,
             waiter: word(self.offsets.task_coro.saturating_sub(8))?,
         })
     }
 
-    /// Everything about a task but its loop. Edges are pairs of a waiting and an awaited task, `None` for this one.
+    /// The head of the future at this address; `None` where there is something else.
+    fn future(&self, address: Addr) -> Result<Option<RawFuture>, Fault> {
+        let kind = self.decoder.type_of(address)?;
+        if !self.decoder.is_future_type(&kind)? {
+            return Ok(None);
+        }
+        // Up to the last word that both have: a future is smaller than a task.
+        let size = self
+            .offsets
+            .task_awaited_by_is_set
+            .max(self.offsets.task_is_task)
+            .max(self.offsets.task_awaited_by.saturating_add(7))
+            .saturating_add(1);
+        let impossible = || Fault::Invalid("futures of impossible size");
+        let mut buffer = [0; MAX_TASK];
+        let size = usize::try_from(size).map_err(|_| impossible())?;
+        let bytes = buffer.get_mut(..size).ok_or_else(impossible)?;
+        self.decoder.read(address, bytes)?;
+        self.raw_future(bytes).map(Some)
+    }
+
+    /// Everything about a task that its own memory tells. Only a limit of the result is an error, and memory that is
+    /// no task.
     fn fill(
-        &self,
+        &mut self,
         task: &mut Task,
-        found: &Found,
+        address: Addr,
+        place: Place,
         raw: &RawTask,
-        thread: Option<Addr>,
-        edges: &mut Vec<(Option<usize>, Option<usize>)>,
-    ) {
+    ) -> Result<(), Fault> {
         let decoder = self.decoder;
-        task.name = self.name(raw.name).unwrap_or_else(|fault| {
-            decoder.problem(format_args!(
-                "name of the task at {}: {fault}",
-                found.address
-            ));
-            String::new()
-        });
+        if !raw.future.loop_object.is_null() {
+            self.owning_loop(raw.future.loop_object, place.interpreter);
+            task.loop_id = Some(id(raw.future.loop_object));
+        }
+        match self.name(raw.name) {
+            Ok(name) => task.name = name,
+            Err(fault @ Fault::Limit(_)) => return Err(fault),
+            Err(fault) => decoder.problem(format_args!("name of the task at {address}: {fault}")),
+        }
+        decoder.take_result(
+            size_of::<Task>()
+                .saturating_add(TASK_OVERHEAD)
+                .saturating_add(task.name.len()),
+        )?;
         // Text only where there is a problem: there may be a million tasks.
         let whose = Whose {
-            address: found.address,
-            name: &task.name,
+            address,
+            name: &Arc::clone(&task.name),
         };
-        let mut chain = decoder.chain(whose, raw.coroutine);
-        if let Some(frame) = chain.executing
-            && let Some(innermost) = thread
-        {
-            let (beneath, met) = decoder.frames(whose, innermost, Some(frame), Locals::None);
-            if met {
-                chain.frames.extend(beneath);
-            } else {
-                decoder.problem(format_args!(
-                    "{whose}: its frame is not on its thread's stack"
-                ));
-            }
-        }
-        task.state = self.state(found, raw, &chain);
-        task.coroutine = chain.frames;
-        match self.awaiters(found.address) {
-            Ok(awaiters) => {
-                for awaiter in awaiters {
-                    let known = self.by_address.get(&awaiter).copied();
-                    // Plain futures are no tasks, and tasks that are done stand in no list.
-                    if known.is_none() {
-                        continue;
-                    }
-                    task.awaited_by.push(awaiter.to_string());
-                    edges.push((known, None));
-                }
-                // A set has no order of its own.
-                task.awaited_by.sort_unstable();
-            }
+        let mut chain = std::mem::take(&mut self.chain);
+        decoder.chain(whose, raw.coroutine, &mut chain);
+        let frames = decoder.chain_frames(&chain);
+        let filled = frames.and_then(|frames| {
+            task.coroutine = self.with_plain_frames(whose, place, &chain, frames)?;
+            self.waits(task, whose, raw, &chain)
+        });
+        self.chain = chain;
+        filled?;
+        match self.awaiters(&raw.future) {
+            Ok(awaiters) => task.awaited_by = awaiters,
+            Err(fault @ Fault::Limit(_)) => return Err(fault),
             Err(fault) => decoder.problem(format_args!("{whose}: who waits for it: {fault}")),
         }
+        Ok(())
+    }
+
+    /// What a task waits for, and its state.
+    fn waits(
+        &mut self,
+        task: &mut Task,
+        whose: Whose<'_>,
+        raw: &RawTask,
+        chain: &Chain,
+    ) -> Result<(), Fault> {
+        let mut is_done = false;
         if !raw.waiter.is_null() {
             match self.waiting_for(raw.waiter) {
-                Ok(waiting) => task.waiting_for = Some(waiting),
-                Err(fault) => decoder.problem(format_args!("{whose}: what it waits for: {fault}")),
-            }
-            if let Some(awaited) = self.by_address.get(&raw.waiter) {
-                edges.push((None, Some(*awaited)));
+                Ok((waiting_for, future)) => {
+                    is_done = future.as_ref().is_some_and(|future| future.is_done);
+                    if future.is_some_and(|future| future.is_task) {
+                        self.joins
+                            .push(u32::try_from(self.tasks.len()).unwrap_or(NOT_A_TASK));
+                    }
+                    task.waiting_for = Some(waiting_for);
+                }
+                Err(fault @ Fault::Limit(_)) => return Err(fault),
+                Err(fault) => self
+                    .decoder
+                    .problem(format_args!("{whose}: what it waits for: {fault}")),
             }
         }
+        let running = self
+            .running
+            .iter()
+            .any(|running| id(running.task) == task.id);
+        task.state = if running || chain.state == Some(CoroutineState::Executing) {
+            TaskState::Running
+        } else if chain.state == Some(CoroutineState::Created) {
+            TaskState::Created
+        } else if raw.waiter.is_null() || is_done {
+            TaskState::Ready
+        } else {
+            TaskState::Waiting
+        };
+        Ok(())
     }
 
-    fn state(&self, found: &Found, raw: &RawTask, chain: &Chain) -> TaskState {
-        if found.running_in.is_some() || chain.state == Some(CoroutineState::Executing) {
-            return TaskState::Running;
+    /// The frames of a chain, for a task being executed with the plain frames beneath.
+    fn with_plain_frames(
+        &self,
+        whose: Whose<'_>,
+        place: Place,
+        chain: &Chain,
+        frames: Arc<[Frame]>,
+    ) -> Result<Arc<[Frame]>, Fault> {
+        let Some(frame) = chain.executing else {
+            return Ok(frames);
+        };
+        // The frame chain that it can lie on: of the thread that says so, else of its own.
+        let by_task = |running: &&Running| running.task == whose.address;
+        let by_thread = |running: &&Running| running.place.tid == place.tid && place.tid.is_some();
+        let Some(running) = self
+            .running
+            .iter()
+            .find(by_task)
+            .or_else(|| self.running.iter().find(by_thread))
+        else {
+            return Ok(frames);
+        };
+        let (beneath, met) =
+            self.decoder
+                .frames(whose, running.innermost, Some(frame), Locals::None);
+        if !met {
+            self.decoder.problem(format_args!(
+                "{whose}: its frame is not on its thread's stack"
+            ));
+            return Ok(frames);
         }
-        if chain.state == Some(CoroutineState::Created) {
-            return TaskState::Created;
-        }
-        if raw.waiter.is_null() || self.is_done(raw.waiter) {
-            return TaskState::Ready;
-        }
-        TaskState::Waiting
-    }
-
-    /// Whether a future has its result: its state stands right before the flag that tells tasks from futures.
-    fn is_done(&self, future: Addr) -> bool {
-        let decoder = self.decoder;
-        decoder.is_future(future).unwrap_or(false)
-            && decoder
-                .i32(future.plus(self.offsets.task_is_task.saturating_sub(4)))
-                .is_ok_and(|state| state != 0)
+        self.decoder
+            .take_result(beneath.len().saturating_mul(size_of::<Frame>()))?;
+        Ok(frames.iter().cloned().chain(beneath).collect())
     }
 
     /// A number stands for the names that asyncio gives, anything else is a string.
-    fn name(&self, name: Addr) -> Result<String, Fault> {
-        if self.decoder.type_of(name)?.is_int() {
-            return Ok(format!("Task-{}", self.decoder.int(name)?));
+    fn name(&mut self, name: Addr) -> Result<Arc<str>, Fault> {
+        let decoder = self.decoder;
+        if !decoder.type_of(name)?.is_int() {
+            return Ok(decoder.string(name)?.into());
         }
-        self.decoder.string(name)
+        self.name.clear();
+        // Writing to a string cannot fail.
+        let _ = match decoder.small_int(name) {
+            Ok(number) => write!(self.name, "Task-{number}"),
+            Err(_) => write!(self.name, "Task-{}", decoder.int(name)?),
+        };
+        decoder.take_text(self.name.len())?;
+        Ok(self.name.as_str().into())
     }
 
     /// The tasks and futures that wait for this one.
-    fn awaiters(&self, future: Addr) -> Result<Vec<Addr>, Fault> {
-        let decoder = self.decoder;
-        let awaited_by = decoder.pointer(future.plus(self.offsets.task_awaited_by))?;
-        if awaited_by.is_null() {
+    fn awaiters(&mut self, future: &RawFuture) -> Result<Vec<Id>, Fault> {
+        if future.awaited_by.is_null() {
             return Ok(Vec::new());
         }
-        if decoder.u8(future.plus(self.offsets.task_awaited_by_is_set))? == 0 {
-            return Ok(vec![awaited_by]);
-        }
-        decoder.set_items(awaited_by, decoder.limits.awaiters)
+        let awaiters = if future.awaited_by_is_set {
+            let max = self.decoder.limits.awaiters.saturating_sub(self.awaiters);
+            let items = self.decoder.set_items(future.awaited_by, max)?;
+            items.into_iter().map(id).collect()
+        } else {
+            vec![id(future.awaited_by)]
+        };
+        self.awaiters = self.awaiters.saturating_add(awaiters.len());
+        self.decoder
+            .take_result(awaiters.len().saturating_mul(size_of::<Id>()))?;
+        Ok(awaiters)
     }
 
-    fn waiting_for(&self, object: Addr) -> Result<WaitingFor, Fault> {
-        let decoder = self.decoder;
-        let kind = decoder.type_of(object)?;
-        Ok(WaitingFor {
-            kind: kind.short_name().to_owned(),
-            id: object.to_string(),
-            detail: self.detail(object),
-        })
+    /// The object that a task waits for; a task's name follows in [`Self::finish`].
+    fn waiting_for(&self, object: Addr) -> Result<(WaitingFor, Option<RawFuture>), Fault> {
+        let future = self.future(object)?;
+        let kind = match &future {
+            Some(future) => Arc::clone(&future.kind.short),
+            None => Arc::clone(&self.decoder.type_of(object)?.short),
+        };
+        let detail = future
+            .as_ref()
+            .filter(|future| !future.is_task)
+            .and_then(|future| self.detail(object, future));
+        let waiting_for = WaitingFor {
+            kind,
+            id: id(object),
+            detail: detail.map(Into::into),
+        };
+        Ok((waiting_for, future))
     }
 
-    /// What is known of an awaited object beyond its type.
-    fn detail(&self, object: Addr) -> Option<String> {
+    /// What is known of an awaited future beyond its type.
+    fn detail(&self, object: Addr, future: &RawFuture) -> Option<String> {
         let decoder = self.decoder;
-        if !decoder.is_future(object).ok()? {
-            return None;
-        }
-        if decoder.u8(object.plus(self.offsets.task_is_task)).ok()? == 1 {
-            let name = decoder.pointer(object.plus(self.offsets.task_name)).ok()?;
-            return self.name(name).ok();
-        }
         if let Some(children) = decoder
             .attribute(object, "_children")
             .ok()
@@ -432,18 +542,10 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         {
             return self.children(children);
         }
-        let awaited_by = decoder
-            .pointer(object.plus(self.offsets.task_awaited_by))
-            .ok()?;
-        let is_set = decoder
-            .u8(object.plus(self.offsets.task_awaited_by_is_set))
-            .ok()?
-            != 0;
-        let waiters = if is_set {
-            decoder.size(awaited_by, F::set_object_used).ok()?
-        } else {
-            1
-        };
+        if !future.awaited_by_is_set {
+            return None;
+        }
+        let waiters = decoder.size(future.awaited_by, F::set_object_used).ok()?;
         (waiters > 1).then(|| format!("{waiters} waiters"))
     }
 
@@ -461,9 +563,96 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         let (words, _) = bytes.as_chunks::<8>();
         let done = words
             .iter()
-            .filter(|word| self.is_done(Addr(u64::from_le_bytes(**word))))
+            .filter(|word| {
+                let child = self.future(Addr(u64::from_le_bytes(**word)));
+                child.is_ok_and(|child| child.is_some_and(|child| child.is_done))
+            })
             .count();
         Some(format!("{} of {count} pending", count.saturating_sub(done)))
+    }
+
+    /// Puts together what needs every task: who waits for whom, and in which circles.
+    fn finish(mut self) -> Tasks {
+        let mut tasks = std::mem::take(&mut self.tasks);
+        let by_address = std::mem::take(&mut self.by_address);
+        let known = |id: Id| {
+            let index = by_address.get(&Addr(id.0)).copied();
+            index.filter(|index| *index != NOT_A_TASK)
+        };
+        let mut edges = Vec::new();
+        for (index, task) in tasks.iter_mut().enumerate() {
+            let index = u32::try_from(index).unwrap_or(NOT_A_TASK);
+            // Plain futures are no tasks, and tasks that are done stand in no list.
+            task.awaited_by.retain(|waiter| match known(*waiter) {
+                Some(waiter) => {
+                    edges.push((waiter, index));
+                    true
+                }
+                None => false,
+            });
+            // A set has no order of its own.
+            task.awaited_by.sort_unstable();
+            task.awaited_by.dedup();
+            if let Some(awaited) = task.waiting_for.as_ref().and_then(|w| known(w.id)) {
+                edges.push((index, awaited));
+            }
+        }
+        for index in std::mem::take(&mut self.joins) {
+            let index = usize::try_from(index).unwrap_or(usize::MAX);
+            let Some(awaited) = tasks.get(index).and_then(|task| task.waiting_for.as_ref()) else {
+                continue;
+            };
+            let awaited = awaited.id;
+            let name = known(awaited)
+                .and_then(|other| tasks.get(usize::try_from(other).ok()?))
+                .map(|other| Arc::clone(&other.name));
+            let name = name.or_else(|| {
+                let name = Addr(awaited.0).plus(self.offsets.task_name);
+                self.decoder
+                    .pointer(name)
+                    .and_then(|name| self.name(name))
+                    .ok()
+            });
+            if let Some(waiting_for) = tasks
+                .get_mut(index)
+                .and_then(|task| task.waiting_for.as_mut())
+            {
+                waiting_for.detail = name;
+            }
+        }
+        let cycles = graph::cycles(tasks.len(), edges)
+            .into_iter()
+            .map(|members| {
+                members
+                    .iter()
+                    .filter_map(|n| Some(tasks.get(*n)?.id))
+                    .collect()
+            })
+            .collect();
+        Tasks {
+            loops: self.loops,
+            tasks,
+            cycles,
+            paused_microseconds: 0,
+            stopped: Stopped::Nothing,
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// A list of tasks as problems name it.
+#[derive(Clone, Copy)]
+enum ListOf {
+    Thread(u64),
+    Interpreter(i64),
+}
+
+impl std::fmt::Display for ListOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Thread(native) => write!(f, "tasks of thread {native}"),
+            Self::Interpreter(id) => write!(f, "left-over tasks of interpreter {id}"),
+        }
     }
 }
 
@@ -479,5 +668,3 @@ impl std::fmt::Display for Whose<'_> {
         write!(f, "task {} ({})", self.address, self.name)
     }
 }
-
-const NOT_A_TASK: &str = "not a task";

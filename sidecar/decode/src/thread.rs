@@ -1,11 +1,10 @@
 //! Interpreters and their threads: the document of `stacks`.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
-use sidewinder_model::{Interpreter, Locals, Stacks, Thread, ThreadState};
+use sidewinder_model::{Interpreter, Locals, Stacks, Stopped, Thread, ThreadState};
 
-use crate::decoder::{Decoder, Fault};
+use crate::decoder::{Decoder, Fault, HashMap, HashSet};
 use crate::limits::Limits;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
@@ -81,6 +80,7 @@ pub fn stacks<M: Memory + ?Sized>(
         python: runtime.version(),
         interpreters,
         paused_microseconds: 0,
+        stopped: Stopped::Nothing,
         problems: decoder.into_problems(),
     }
 }
@@ -97,7 +97,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// Every interpreter, the main one first.
     pub(crate) fn interpreters(&self) -> Vec<InterpreterState> {
         let mut found = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         let head = self.member(self.runtime.address(), F::runtime_state_interpreters_head);
         let mut next = self.pointer(head).unwrap_or_else(|fault| {
             self.problem(format_args!("interpreters: {fault}"));
@@ -141,7 +141,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         os_threads: &[OsThread],
     ) -> Vec<PyThread> {
         let mut found: Vec<PyThread> = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         let pointer = |field| self.pointer(self.member(interpreter.address, field));
         let mut next = pointer(F::interpreter_state_threads_head).unwrap_or_else(|fault| {
             self.problem(format_args!(
@@ -265,7 +265,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
 
     /// `threading._active`: the full names of threads by ident, where `threading` is imported. The kernel has 15 bytes.
     pub(crate) fn thread_names(&self, interpreter: Addr) -> HashMap<u64, String> {
-        let mut names = HashMap::new();
+        let mut names = HashMap::default();
         let mut read = || -> Result<(), Fault> {
             let modules =
                 self.pointer(self.member(interpreter, F::interpreter_state_imports_modules))?;

@@ -72,7 +72,7 @@ fn a_page_cache_changes_nothing() {
     for name in IMAGES {
         let image = image(name);
         let (_, stacks, tasks) = decode(&image, &image);
-        let (_, cached_stacks, cached_tasks) = decode(&PageCache::new(&image), &image);
+        let (_, cached_stacks, cached_tasks) = decode(&PageCache::new(&image, 24 << 20), &image);
         assert_eq!(stacks, cached_stacks, "{name}");
         assert_eq!(tasks, cached_tasks, "{name}");
     }
@@ -110,7 +110,7 @@ fn every_thread_has_the_stack_that_the_interpreter_says() {
         thread(&stacks, "deep")
             .frames
             .iter()
-            .filter(|f| f.function == "deep")
+            .filter(|f| &*f.function == "deep")
             .count(),
         201
     );
@@ -123,7 +123,7 @@ fn locals_of_every_kind_are_shown_and_secrets_are_not() {
     let frame = thread(&stacks, "locals")
         .frames
         .iter()
-        .find(|f| f.function == "with_locals")
+        .find(|f| &*f.function == "with_locals")
         .unwrap();
     let locals: BTreeMap<&str, (&str, Option<&str>)> = frame
         .locals
@@ -188,9 +188,9 @@ fn every_task_is_as_asyncio_says() {
     let image = image("tasks");
     let (_, _, tasks) = decode(&image, &image);
     let says = target_says("tasks");
-    let found: BTreeMap<&str, _> = tasks.tasks.iter().map(|t| (t.id.as_str(), t)).collect();
+    let found: BTreeMap<String, _> = tasks.tasks.iter().map(|t| (t.id.to_string(), t)).collect();
     for (id, said) in says["tasks"].as_object().unwrap() {
-        let task = found[id.as_str()];
+        let task = found[id];
         let name = said["name"].as_str().unwrap();
         if name.len() > 1024 {
             assert!(
@@ -199,7 +199,7 @@ fn every_task_is_as_asyncio_says() {
                 task.name
             );
         } else {
-            assert_eq!(task.name, name);
+            assert_eq!(&*task.name, name);
         }
         assert_eq!(json!(task.awaited_by), said["awaitedBy"], "{name}");
         let stack: Vec<Value> = task
@@ -223,8 +223,8 @@ fn chains_go_through_everything_that_can_be_awaited() {
     let image = image("tasks");
     let (_, _, tasks) = decode(&image, &image);
     let chain = |name: &str| -> Vec<&str> {
-        let task = tasks.tasks.iter().find(|t| t.name == name).unwrap();
-        task.coroutine.iter().map(|f| f.function.as_str()).collect()
+        let task = tasks.tasks.iter().find(|t| &*t.name == name).unwrap();
+        task.coroutine.iter().map(|f| &*f.function).collect()
     };
     assert_eq!(chain("Task-3"), ["middle", "leaf"]);
     assert_eq!(chain("consumer"), ["consumer", "generator"]);
@@ -245,13 +245,8 @@ fn circles_of_waiting_are_found() {
     let image = image("tasks");
     let (_, _, tasks) = decode(&image, &image);
     let id = |name: &str| {
-        tasks
-            .tasks
-            .iter()
-            .find(|t| t.name == name)
-            .unwrap()
-            .id
-            .clone()
+        let task = tasks.tasks.iter().find(|t| &*t.name == name);
+        task.unwrap().id
     };
     let mut circle = vec![id("first"), id("second")];
     circle.sort();

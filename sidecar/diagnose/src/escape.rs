@@ -1,31 +1,39 @@
 //! Target-controlled text made harmless for terminals and single lines.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
+/// Whether a character would disturb a terminal or a single line.
+fn disturbs(character: char) -> bool {
+    // Formatting characters that reorder what is shown (https://trojansource.codes), and separators of lines.
+    character.is_control()
+        || matches!(
+            character,
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}'
+        )
+}
+
 /// Escapes control characters, bidirectional overrides and line ends, as `\n`, `\x1b`, `\u{202e}`.
-pub fn line(text: &str) -> String {
+pub fn line(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || !text.chars().any(disturbs) {
+        return Cow::Borrowed(text);
+    }
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // Formatting characters that reorder what is shown (https://trojansource.codes).
-            '\u{200e}'
-            | '\u{200f}'
-            | '\u{202a}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}'
-            | '\u{2028}'
-            | '\u{2029}' => {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
-            }
             _ if character.is_control() => {
                 let _ = write!(out, "\\x{:02x}", u32::from(character));
+            }
+            _ if disturbs(character) => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
             }
             _ => out.push(character),
         }
     }
-    out
+    Cow::Owned(out)
 }
 
 /// Escapes what would disturb a terminal, but keeps line ends and tabs: for output of several lines.
@@ -50,13 +58,14 @@ pub fn block(text: &str) -> String {
 }
 
 /// At most `limit` characters, the last one `…` when something was cut.
-pub fn clip(text: &str, limit: usize) -> String {
-    if text.chars().nth(limit).is_none() {
-        return text.to_owned();
+pub fn clip(text: &str, limit: usize) -> Cow<'_, str> {
+    // A character takes a byte at least.
+    if text.len() <= limit || text.chars().nth(limit).is_none() {
+        return Cow::Borrowed(text);
     }
     let mut out: String = text.chars().take(limit.saturating_sub(1)).collect();
     out.push('…');
-    out
+    Cow::Owned(out)
 }
 
 /// The last component of a path.

@@ -1,8 +1,8 @@
 //! Snapshots for this crate's tests.
 
 use sidewinder_model::{
-    Frame, Interpreter, Local, Loop, Stacks, Syscall, Task, TaskState, Tasks, Thread, ThreadState,
-    WaitingFor,
+    Frame, Id, Interpreter, Local, Loop, Stacks, Syscall, Task, TaskState, Tasks, Thread,
+    ThreadState, WaitingFor,
 };
 
 pub(crate) fn frame(function: &str, file: &str, line: i64) -> Frame {
@@ -53,27 +53,27 @@ pub(crate) fn stacks() -> Stacks {
             threads: vec![main, worker],
         }],
         paused_microseconds: 80,
-        problems: vec![],
+        ..Stacks::default()
     }
 }
 
 pub(crate) fn tasks() -> Tasks {
     let future = WaitingFor {
         kind: "Future".into(),
-        id: "0x99".into(),
+        id: Id(0x99),
         detail: Some("2 waiters".into()),
     };
-    let task = |id: &str, name: &str| Task {
-        id: id.into(),
+    let task = |id: u64, name: &str| Task {
+        id: Id(id),
         name: name.into(),
-        loop_id: Some("0x10".into()),
+        loop_id: Some(Id(0x10)),
         tid: Some(7),
         ..Task::default()
     };
-    let worker = || vec![frame("worker", "/app/app.py", 5)];
+    let worker = || [frame("worker", "/app/app.py", 5)].into();
     Tasks {
         loops: vec![Loop {
-            id: "0x10".into(),
+            id: Id(0x10),
             tid: Some(7),
             interpreter: 0,
             running: true,
@@ -81,28 +81,28 @@ pub(crate) fn tasks() -> Tasks {
         tasks: vec![
             Task {
                 state: TaskState::Running,
-                coroutine: vec![frame("boss", "/app/app.py", 30)],
-                ..task("0x1", "boss")
+                coroutine: [frame("boss", "/app/app.py", 30)].into(),
+                ..task(1, "boss")
             },
             Task {
                 coroutine: worker(),
-                awaited_by: vec!["0x1".into(), "0x4".into()],
+                awaited_by: vec![Id(1), Id(4)],
                 waiting_for: Some(future.clone()),
-                ..task("0x2", "shared")
+                ..task(2, "shared")
             },
             Task {
                 coroutine: worker(),
-                awaited_by: vec!["0x1".into()],
+                awaited_by: vec![Id(1)],
                 waiting_for: Some(future),
-                ..task("0x3", "lone")
+                ..task(3, "lone")
             },
             Task {
                 waiting_for: Some(WaitingFor {
                     kind: "Task".into(),
-                    id: "0x2".into(),
+                    id: Id(2),
                     detail: Some("shared".into()),
                 }),
-                ..task("0x4", "other")
+                ..task(4, "other")
             },
         ],
         ..Tasks::default()

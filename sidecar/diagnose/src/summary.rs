@@ -1,10 +1,10 @@
 //! One line per answer: what an engineer sees in `kubectl get debugsessions`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sidewinder_model::{
-    ExecOutcome, Frame, MAX_SUMMARY_CHARS, ProcessList, Stacks, Task, TaskState, Tasks, Thread,
-    ThreadState,
+    ExecOutcome, Frame, Id, MAX_SUMMARY_CHARS, ProcessList, Stacks, Task, TaskState, Tasks, Thread,
+    ThreadState, WaitingFor,
 };
 
 use crate::escape::{base_name, clip, line};
@@ -47,7 +47,7 @@ fn standing(frames: &[Frame]) -> Option<String> {
 }
 
 fn finish(text: &str) -> String {
-    clip(&line(text), MAX_SUMMARY_CHARS)
+    clip(&line(text), MAX_SUMMARY_CHARS).into_owned()
 }
 
 /// How many processes, of which versions.
@@ -121,38 +121,39 @@ pub fn stacks(stacks: &Stacks) -> String {
 
 /// The largest group of tasks that wait for one thing, as its size and a description.
 fn largest_group(tasks: &[Task]) -> Option<(usize, String)> {
-    let mut by_object: BTreeMap<&str, Vec<&Task>> = BTreeMap::new();
-    let mut by_place: BTreeMap<String, usize> = BTreeMap::new();
     // A task that waits for another one stands where it joins it; why, the other one shows.
-    let joins: BTreeSet<&str> = tasks
+    let mut joins: Vec<Id> = tasks
         .iter()
-        .flat_map(|task| &task.awaited_by)
-        .map(String::as_str)
+        .flat_map(|task| task.awaited_by.iter().copied())
         .collect();
-    let all_join = tasks
-        .iter()
-        .filter(|task| task.state == TaskState::Waiting)
-        .all(|task| joins.contains(task.id.as_str()));
-    for task in tasks.iter().filter(|task| task.state == TaskState::Waiting) {
+    joins.sort_unstable();
+    joins.dedup();
+    let joins = |task: &Task| joins.binary_search(&task.id).is_ok();
+    let waiting = || tasks.iter().filter(|task| task.state == TaskState::Waiting);
+    let all_join = waiting().all(joins);
+    // What each waits for, in order, and where: tasks at one place share their frames.
+    let mut objects: Vec<(Id, &WaitingFor)> = Vec::new();
+    let mut places: BTreeMap<*const Frame, (&[Frame], usize)> = BTreeMap::new();
+    for task in waiting() {
         if let Some(waiting_for) = &task.waiting_for {
-            by_object.entry(&waiting_for.id).or_default().push(task);
+            objects.push((waiting_for.id, waiting_for));
         }
-        if (all_join || !joins.contains(task.id.as_str()))
-            && let Some(standing) = standing(&task.coroutine)
-        {
-            let entry = by_place.entry(standing).or_default();
-            *entry = entry.saturating_add(1);
+        if all_join || !joins(task) {
+            let frames: &[Frame] = &task.coroutine;
+            let entry = places.entry(frames.as_ptr()).or_insert((frames, 0));
+            entry.1 = entry.1.saturating_add(1);
         }
     }
-    let object = by_object
-        .values()
+    objects.sort_by_key(|(id, _)| *id);
+    let object = objects
+        .chunk_by(|one, other| one.0 == other.0)
         .max_by_key(|group| group.len())
         .and_then(|group| {
-            let waiting_for = group.first()?.waiting_for.as_ref()?;
+            let (id, waiting_for) = group.first()?;
             let name = tasks
                 .iter()
-                .find(|task| task.id == waiting_for.id)
-                .map(|task| task.name.as_str());
+                .find(|task| task.id == *id)
+                .map(|task| &task.name);
             let what = match (name, &waiting_for.detail) {
                 (Some(name), _) => format!("{} {name}", waiting_for.kind),
                 (None, Some(detail)) => format!("{} ({detail})", waiting_for.kind),
@@ -160,6 +161,13 @@ fn largest_group(tasks: &[Task]) -> Option<(usize, String)> {
             };
             Some((group.len(), format!("wait for {what}")))
         });
+    let mut by_place: BTreeMap<String, usize> = BTreeMap::new();
+    for (frames, number) in places.into_values() {
+        if let Some(standing) = standing(frames) {
+            let entry = by_place.entry(standing).or_default();
+            *entry = entry.saturating_add(number);
+        }
+    }
     let place = by_place
         .into_iter()
         .max_by_key(|(_, number)| *number)
@@ -269,10 +277,10 @@ mod tests {
         let mut sample = samples::tasks();
         for (index, task) in sample.tasks.iter_mut().enumerate() {
             task.state = TaskState::Waiting;
-            task.coroutine = vec![samples::frame("pool.acquire", "/app/pool.py", 7)];
+            task.coroutine = [samples::frame("pool.acquire", "/app/pool.py", 7)].into();
             task.awaited_by.clear();
             if let Some(waiting_for) = &mut task.waiting_for {
-                waiting_for.id = format!("0x{index}");
+                waiting_for.id = Id(u64::try_from(index).unwrap());
             }
         }
         assert_eq!(
@@ -283,28 +291,27 @@ mod tests {
 
     #[test]
     fn tasks_that_only_join_others_do_not_hide_what_those_wait_for() {
-        let task = |id: &str, function: &str, awaited_by: &[&str]| Task {
-            id: id.into(),
-            name: id.into(),
-            coroutine: vec![samples::frame(function, "/app/pay.py", 7)],
-            awaited_by: awaited_by.iter().map(|&id| id.into()).collect(),
+        let task = |id: u64, function: &str, awaited_by: &[u64]| Task {
+            id: Id(id),
+            coroutine: [samples::frame(function, "/app/pay.py", 7)].into(),
+            awaited_by: awaited_by.iter().copied().map(Id).collect(),
             ..Task::default()
         };
         let mut sample = samples::tasks();
         sample.tasks = vec![
-            task("r1", "handle", &[]),
-            task("r2", "handle", &[]),
-            task("r3", "handle", &[]),
-            task("c1", "recv", &["r1"]),
-            task("c2", "acquire", &["r2"]),
-            task("c3", "acquire", &["r3"]),
+            task(1, "handle", &[]),
+            task(2, "handle", &[]),
+            task(3, "handle", &[]),
+            task(4, "recv", &[1]),
+            task(5, "acquire", &[2]),
+            task(6, "acquire", &[3]),
         ];
         assert_eq!(
             tasks(&sample),
             "6 tasks in 1 loop; 2 wait at pay.py:7 (acquire)"
         );
         // In a circle everybody joins somebody.
-        sample.tasks = vec![task("a", "join", &["b"]), task("b", "join", &["a"])];
+        sample.tasks = vec![task(1, "join", &[2]), task(2, "join", &[1])];
         assert_eq!(
             tasks(&sample),
             "2 tasks in 1 loop; 2 wait at pay.py:7 (join)"

@@ -3,7 +3,7 @@
 mod await_tree;
 mod task_table;
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use sidewinder_model::{
     ExecOutcome, Frame, ProcessList, Stacks, TaskFormat, Tasks, Thread, ThreadState,
@@ -15,10 +15,11 @@ use crate::summary::count;
 /// The longest command or name in a text, in characters.
 const NAME_CHARS: usize = 200;
 
-fn problems(out: &mut String, problems: &[String]) {
+fn problems(out: &mut impl fmt::Write, problems: &[String]) -> fmt::Result {
     for problem in problems {
-        let _ = writeln!(out, "problem: {}", line(problem));
+        writeln!(out, "problem: {}", line(problem))?;
     }
+    Ok(())
 }
 
 fn frame(out: &mut String, indent: &str, frame: &Frame) {
@@ -104,17 +105,27 @@ pub fn stacks(stacks: &Stacks) -> String {
             thread(&mut out, each);
         }
     }
-    problems(&mut out, &stacks.problems);
+    let _ = problems(&mut out, &stacks.problems);
     out
 }
 
 /// The tasks, as a tree of who waits for whom or as a table.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_tasks(out: &mut impl fmt::Write, tasks: &Tasks, format: TaskFormat) -> fmt::Result {
+    match format {
+        TaskFormat::Tree => await_tree::render(out, tasks)?,
+        TaskFormat::Table => task_table::render(out, tasks)?,
+    }
+    problems(out, &tasks.problems)
+}
+
+/// The same as one text.
 pub fn tasks(tasks: &Tasks, format: TaskFormat) -> String {
-    let mut out = match format {
-        TaskFormat::Tree => await_tree::render(tasks),
-        TaskFormat::Table => task_table::render(tasks),
-    };
-    problems(&mut out, &tasks.problems);
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_tasks(&mut out, tasks, format);
     out
 }
 
@@ -128,14 +139,14 @@ pub fn processes(list: &ProcessList) -> String {
         rows.extend(list.processes.iter().map(|process| {
             [
                 process.pid.to_string(),
-                line(&process.python),
+                line(&process.python).into_owned(),
                 process.threads.to_string(),
                 if process.remote_exec.enabled {
                     "yes".to_owned()
                 } else {
                     "no".to_owned()
                 },
-                clip(&line(&process.command.join(" ")), NAME_CHARS),
+                clip(&line(&process.command.join(" ")), NAME_CHARS).into_owned(),
             ]
         }));
         out.push_str(&columns(&rows));
@@ -145,7 +156,7 @@ pub fn processes(list: &ProcessList) -> String {
             let _ = writeln!(out, "{}: no scripts: {}", process.pid, line(reason));
         }
     }
-    problems(&mut out, &list.problems);
+    let _ = problems(&mut out, &list.problems);
     out
 }
 

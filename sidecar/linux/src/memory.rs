@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::fs::OFlags;
-use sidewinder_decode::{Addr, ElfFacts, Files, Mapping, Memory, ReadError};
+use sidewinder_decode::{Addr, ElfFacts, Files, Mapping, Memory, ReadError, ReadRange};
 
 use crate::Process;
 
@@ -65,6 +65,58 @@ impl Memory for Process {
             Errno::EPERM | Errno::EACCES | Errno::ENOSYS => ReadError::Denied,
             _ => ReadError::Fault { at, len },
         })
+    }
+
+    fn read_ranges(&self, ranges: &mut [ReadRange<'_>]) {
+        let mut rest = ranges;
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at_mut(rest.len().min(MAX_RANGES));
+            self.read_batch(batch);
+            rest = after;
+        }
+    }
+}
+
+/// Ranges of one system call: `UIO_MAXIOV` of the kernel, `process_vm_readv(2)`.
+const MAX_RANGES: usize = 1024;
+
+impl Process {
+    /// As many ranges as one system call takes.
+    fn read_batch(&self, ranges: &mut [ReadRange<'_>]) {
+        let mut rest = ranges;
+        while !rest.is_empty() {
+            let mut remote = Vec::with_capacity(rest.len());
+            let mut local = Vec::with_capacity(rest.len());
+            for range in rest.iter_mut() {
+                remote.push(RemoteIoVec {
+                    // An address that is none is not mapped either.
+                    base: usize::try_from(range.at.0).unwrap_or(0),
+                    len: range.buf.len(),
+                });
+                local.push(IoSliceMut::new(range.buf));
+            }
+            let got = process_vm_readv(Pid::from_raw(self.pid()), &mut local, &remote);
+            let Ok(mut left) = got else {
+                // The first range is not mapped, or the call is not to be had.
+                let Some((first, after)) = rest.split_first_mut() else {
+                    return;
+                };
+                first.filled = self.read(first.at, first.buf).is_ok();
+                rest = after;
+                continue;
+            };
+            // The kernel copies in order and stops within the first range that it cannot copy as a whole.
+            let mut done = 0;
+            for range in rest.iter_mut() {
+                done += 1;
+                range.filled = left >= range.buf.len();
+                if !range.filled {
+                    break;
+                }
+                left -= range.buf.len();
+            }
+            rest = rest.get_mut(done..).unwrap_or_default();
+        }
     }
 }
 

@@ -2,15 +2,43 @@
 //!
 //! Ids of objects in the target are strings of the form `0x7f12…`. Frames are innermost last, as in a traceback.
 
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
-/// One Python frame.
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The address of an object in the target: what tells tasks, futures and loops apart. In JSON the string `0x7f12…`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(pub u64);
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.strip_prefix("0x")
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .map(Self)
+            .ok_or_else(|| de::Error::invalid_value(de::Unexpected::Str(&text), &"an address, 0x…"))
+    }
+}
+
+/// One Python frame. Names are shared: a snapshot has many frames of few functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
     /// The code object's `co_qualname`.
-    pub function: String,
+    pub function: Arc<str>,
     /// The code object's `co_filename`, as the target knows it.
-    pub file: String,
+    pub file: Arc<str>,
     /// The line that is being executed; `None` where the location table has none.
     pub line: Option<i64>,
     /// Local variables, present when they were asked for.
@@ -41,8 +69,23 @@ pub struct Stacks {
     pub interpreters: Vec<Interpreter>,
     /// How long a thread of the target was held still for this document, in microseconds.
     pub paused_microseconds: u64,
+    /// Which threads were held still for it.
+    #[serde(default)]
+    pub stopped: Stopped,
     /// What could not be read, in words. Empty when everything was.
     pub problems: Vec<String>,
+}
+
+/// Which threads of a target were held still while it was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stopped {
+    /// None: no Python thread ran meanwhile, or none could be stopped, which a problem says.
+    #[default]
+    Nothing,
+    /// The thread that held the GIL, one for each GIL that was held.
+    GilHolder,
+    /// Every thread that runs Python.
+    AllThreads,
 }
 
 /// One interpreter and its threads.
@@ -107,9 +150,12 @@ pub struct Tasks {
     /// Every task that is not done.
     pub tasks: Vec<Task>,
     /// Groups of tasks that wait for each other, each as the ids of one strongly connected component.
-    pub cycles: Vec<Vec<String>>,
+    pub cycles: Vec<Vec<Id>>,
     /// How long a thread of the target was held still for this document, in microseconds.
     pub paused_microseconds: u64,
+    /// Which threads were held still for it.
+    #[serde(default)]
+    pub stopped: Stopped,
     /// What could not be read, in words. Empty when everything was.
     pub problems: Vec<String>,
 }
@@ -117,8 +163,8 @@ pub struct Tasks {
 /// One event loop.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loop {
-    /// The loop object's address, `0x…`.
-    pub id: String,
+    /// The loop object's address.
+    pub id: Id,
     /// The kernel's id of the thread it runs in; `None` when it does not run.
     pub tid: Option<u64>,
     /// The interpreter it belongs to.
@@ -131,23 +177,24 @@ pub struct Loop {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
-    /// The task object's address, `0x…`.
-    pub id: String,
+    /// The task object's address.
+    pub id: Id,
     /// `Task.get_name()`.
-    pub name: String,
+    pub name: Arc<str>,
     /// The id of its loop, or `None` where it could not be read.
     #[serde(rename = "loop")]
-    pub loop_id: Option<String>,
+    pub loop_id: Option<Id>,
     /// The kernel's id of the thread that created it; `None` when that thread has ended.
     pub tid: Option<u64>,
     /// The interpreter it belongs to.
     pub interpreter: i64,
     /// Where it stands.
     pub state: TaskState,
-    /// Its coroutine stack, innermost last; a running task's goes on through the plain frames beneath.
-    pub coroutine: Vec<Frame>,
+    /// Its coroutine stack, innermost last; a running task's goes on through the plain frames beneath. Shared by the
+    /// tasks that stand at the same place.
+    pub coroutine: Arc<[Frame]>,
     /// The ids of the tasks that wait for this one.
-    pub awaited_by: Vec<String>,
+    pub awaited_by: Vec<Id>,
     /// What it waits for now.
     pub waiting_for: Option<WaitingFor>,
 }
@@ -170,9 +217,9 @@ pub enum TaskState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingFor {
     /// The name of the object's type, for example `Task`, `Future`.
-    pub kind: String,
-    /// Its address, `0x…`.
-    pub id: String,
+    pub kind: Arc<str>,
+    /// Its address.
+    pub id: Id,
     /// What is known beyond that, for example the awaited task's name.
-    pub detail: Option<String>,
+    pub detail: Option<Arc<str>>,
 }

@@ -181,7 +181,7 @@ fn without_running_scripts(
             .flat_map(|interpreter| &interpreter.threads)
             .filter(|thread| thread.tid == tid)
             .flat_map(|thread| &thread.frames)
-            .any(|frame| frame.function == payload::FUNCTION)
+            .any(|frame| &*frame.function == payload::FUNCTION)
     };
     let (busy, free): (Vec<Candidate>, Vec<Candidate>) =
         chosen.into_iter().partition(|one| runs(one.tid));

@@ -3,6 +3,7 @@
 //! full size.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sidewinder_crds::{DisarmState, ExecStatus, ScriptException, TargetStatus};
@@ -120,10 +121,11 @@ fn public_data(data: &Data, withhold: bool) -> serde_json::Value {
             .flat_map(|interpreter| &mut interpreter.threads)
             .flat_map(|thread| &mut thread.frames)
             .collect(),
+        // `make_mut` gives each task frames of its own where several share them.
         Data::Tasks(tasks) => tasks
             .tasks
             .iter_mut()
-            .flat_map(|task| &mut task.coroutine)
+            .flat_map(|task| Arc::make_mut(&mut task.coroutine))
             .collect(),
         Data::Processes(_) | Data::Exec(_) => Vec::new(),
     };

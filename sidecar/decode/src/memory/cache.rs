@@ -1,32 +1,188 @@
-//! Reads whole pages once, for as long as a target stands still.
+//! Reads blocks of pages once, for as long as a target stands still, and remembers which ones a decode needs.
+//!
+//! A reading of a target that runs goes in two steps. The first decode reads on demand while the target goes on; what it
+//! finds is worth nothing, but the blocks it touched are the plan. Then the target is stopped, [`PageCache::refill`]
+//! reads the whole plan with a few system calls, the target is let go, and the second decode works on what was taken
+//! while it stood. Where that one needs a block that was not planned, [`PageCache::missed`] says so.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
-use super::{Addr, Memory, PAGE, ReadError};
+use foldhash::fast::RandomState;
 
-/// Pages read in one go: a system call costs more than copying its neighbours.
-const BLOCK: u64 = 4 * PAGE as u64;
-/// Blocks kept: 32 MiB. When full they are dropped, since while the target stands still they can be read again.
-const BLOCKS: usize = 2048;
+use super::{Addr, Memory, PAGE, ReadError, ReadRange};
+
+/// Pages of one block. A pool of CPython's allocator has as many, and a system call costs more than copying them.
+const PAGES: usize = 4;
+/// Bytes of one block.
+const BLOCK: usize = PAGES * PAGE;
+const BLOCK_U64: u64 = BLOCK as u64;
+/// A block all of whose pages were read, one bit for each.
+const WHOLE: u8 = (1 << PAGES) - 1;
+/// Blocks of one allocation.
+const SEGMENT_BLOCKS: usize = 64;
+/// Blocks a cache begins with: 1 MiB stays in a processor's own cache, and costs few page faults of ours.
+const FIRST_BLOCKS: usize = 64;
+/// Entries of the table of blocks used last.
+const RECENT: usize = 128;
+/// The slot of a block that was read and has been given up for another.
+const NONE: u32 = u32::MAX;
+/// Blocks remembered, 4 GiB of the target: a target that leads us through all its memory must not fill ours.
+const KNOWN_BLOCKS: usize = 1 << 18;
 
 /// Memory whose blocks of pages are read once. Valid for one stop: it never sees a later change.
 #[derive(Debug)]
 pub struct PageCache<M> {
     inner: M,
-    blocks: RefCell<HashMap<u64, usize>>,
-    data: RefCell<Vec<Option<Box<[u8]>>>>,
-    last: Cell<Option<(u64, usize)>>,
+    state: RefCell<State>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    slot: u32,
+    /// The pages that could be read, one bit for each.
+    pages: u8,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Every block that was ever asked for.
+    blocks: HashMap<u64, Held, RandomState>,
+    /// Blocks used last, by the low bits of their number.
+    recent: [(u64, Held); RECENT],
+    segments: Vec<Box<[u8]>>,
+    /// Which block each slot holds.
+    slots: Vec<u64>,
+    /// The slot that is given up next.
+    hand: usize,
+    /// Slots used before one is given up.
+    capacity: usize,
+    max_blocks: usize,
+    /// Blocks that had been given up and were asked for again, since the capacity was last raised.
+    refaults: usize,
+    /// Whether blocks that had been asked for were forgotten.
+    forgot: bool,
+    /// Whether blocks that are not there are left unread.
+    frozen: bool,
+    missed: usize,
+}
+
+const NOTHING: (u64, Held) = (
+    u64::MAX,
+    Held {
+        slot: NONE,
+        pages: 0,
+    },
+);
+
+impl State {
+    /// The bytes of a slot.
+    fn slot(&self, slot: u32) -> Option<&[u8]> {
+        let (segment, start) = place(slot)?;
+        self.segments
+            .get(segment)?
+            .get(start..start.checked_add(BLOCK)?)
+    }
+
+    /// A slot for one more block, which may have belonged to another.
+    fn take_slot(&mut self, block: u64) -> u32 {
+        if self.slots.len() < self.capacity {
+            return self.add_slot(block);
+        }
+        let hand = self.hand;
+        self.hand = hand
+            .checked_add(1)
+            .filter(|next| *next < self.slots.len())
+            .unwrap_or(0);
+        if let Some(owner) = self.slots.get_mut(hand) {
+            let before = std::mem::replace(owner, block);
+            if let Some(held) = self.blocks.get_mut(&before) {
+                held.slot = NONE;
+            }
+            if let Some(recent) = self.recent.get_mut(recent_index(before))
+                && recent.0 == before
+            {
+                *recent = NOTHING;
+            }
+        }
+        u32::try_from(hand).unwrap_or(NONE)
+    }
+
+    fn add_slot(&mut self, block: u64) -> u32 {
+        let slot = self.slots.len();
+        if slot >= self.segments.len().saturating_mul(SEGMENT_BLOCKS) {
+            self.segments
+                .push(vec![0; SEGMENT_BLOCKS.saturating_mul(BLOCK)].into_boxed_slice());
+        }
+        self.slots.push(block);
+        u32::try_from(slot).unwrap_or(NONE)
+    }
+
+    fn know(&mut self, block: u64, held: Held) {
+        if self.blocks.len() >= KNOWN_BLOCKS {
+            self.blocks.retain(|_, held| held.slot != NONE);
+            self.forgot = true;
+        }
+        self.blocks.insert(block, held);
+    }
+
+    fn remember(&mut self, block: u64, held: Held) {
+        self.know(block, held);
+        if let Some(recent) = self.recent.get_mut(recent_index(block)) {
+            *recent = (block, held);
+        }
+    }
+}
+
+/// The segment of a slot and where it begins in there.
+fn place(slot: u32) -> Option<(usize, usize)> {
+    let slot = usize::try_from(slot).ok()?;
+    Some((
+        slot.checked_div(SEGMENT_BLOCKS)?,
+        slot.checked_rem(SEGMENT_BLOCKS)?.checked_mul(BLOCK)?,
+    ))
+}
+
+fn recent_index(block: u64) -> usize {
+    // Objects of different kinds lie far apart, mostly at distances that are powers of two.
+    let number = block / BLOCK_U64;
+    usize::try_from((number ^ (number >> 7)) & 127).unwrap_or(0)
+}
+
+/// Which pages of a block the bytes `skip..skip + len` lie on.
+fn pages(skip: usize, len: usize) -> u8 {
+    let first = skip / PAGE;
+    let last = skip.saturating_add(len.saturating_sub(1)) / PAGE;
+    (first..=last).fold(0, |bits, page| {
+        bits | u32::try_from(page)
+            .ok()
+            .and_then(|page| 1_u8.checked_shl(page))
+            .unwrap_or(0)
+    })
 }
 
 impl<M: Memory> PageCache<M> {
-    /// An empty cache.
-    pub fn new(inner: M) -> Self {
+    /// An empty cache that takes at most about so many bytes.
+    pub fn new(inner: M, max_bytes: usize) -> Self {
+        let max_blocks = max_bytes
+            .checked_div(BLOCK)
+            .unwrap_or(0)
+            .max(SEGMENT_BLOCKS);
         Self {
             inner,
-            blocks: RefCell::default(),
-            data: RefCell::default(),
-            last: Cell::new(None),
+            state: RefCell::new(State {
+                blocks: HashMap::default(),
+                recent: [NOTHING; RECENT],
+                segments: Vec::new(),
+                slots: Vec::new(),
+                hand: 0,
+                capacity: FIRST_BLOCKS.min(max_blocks),
+                max_blocks,
+                refaults: 0,
+                forgot: false,
+                frozen: false,
+                missed: 0,
+            }),
         }
     }
 
@@ -37,65 +193,197 @@ impl<M: Memory> PageCache<M> {
 
     /// Forgets everything, for a target that has run meanwhile.
     pub fn clear(&self) {
-        self.blocks.borrow_mut().clear();
-        self.data.borrow_mut().clear();
-        self.last.set(None);
+        let mut state = self.state.borrow_mut();
+        state.blocks.clear();
+        state.recent = [NOTHING; RECENT];
+        state.slots.clear();
+        state.hand = 0;
+        state.forgot = false;
+        state.frozen = false;
+        state.missed = 0;
     }
 
-    /// The slot of a block, read if need be.
-    fn slot(&self, block: u64) -> usize {
-        if let Some((at, slot)) = self.last.get()
-            && at == block
-        {
-            return slot;
-        }
-        if let Some(&slot) = self.blocks.borrow().get(&block) {
-            self.last.set(Some((block, slot)));
-            return slot;
-        }
-        if self.data.borrow().len() >= BLOCKS {
-            self.clear();
-        }
-        let bytes = usize::try_from(BLOCK).ok().and_then(|len| {
-            let mut bytes = vec![0; len].into_boxed_slice();
-            self.inner
-                .read(Addr(block), &mut bytes)
-                .ok()
-                .map(|()| bytes)
-        });
-        let mut data = self.data.borrow_mut();
-        let slot = data.len();
-        data.push(bytes);
-        self.blocks.borrow_mut().insert(block, slot);
-        self.last.set(Some((block, slot)));
-        slot
+    /// Bytes of all the blocks that were ever asked for.
+    pub fn planned_bytes(&self) -> usize {
+        self.state.borrow().blocks.len().saturating_mul(BLOCK)
     }
+
+    /// Makes room for every block that was ever asked for, so that [`Self::refill`] only has to copy. Returns whether
+    /// there is room for all.
+    pub fn make_room(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        if state.forgot || state.blocks.len() > state.max_blocks {
+            return false;
+        }
+        // In the order of their addresses, so that neighbours lie side by side.
+        let mut blocks: Vec<u64> = state.blocks.keys().copied().collect();
+        blocks.sort_unstable();
+        let segments = blocks.len().div_ceil(SEGMENT_BLOCKS);
+        while state.segments.len() < segments {
+            // Not zero, so that our own pages are there before the target stands still.
+            state
+                .segments
+                .push(vec![0xff; SEGMENT_BLOCKS.saturating_mul(BLOCK)].into_boxed_slice());
+        }
+        state.slots = blocks;
+        state.capacity = state.max_blocks;
+        state.hand = 0;
+        true
+    }
+
+    /// Reads every block there is room for again, with a few system calls, and holds what it reads: from now on blocks
+    /// that are not there are not read. Call [`Self::make_room`] first.
+    pub fn refill(&self) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let chunks = state
+            .segments
+            .iter_mut()
+            .flat_map(|segment| segment.chunks_exact_mut(BLOCK));
+        let mut ranges: Vec<ReadRange<'_>> = state
+            .slots
+            .iter()
+            .zip(chunks)
+            .map(|(block, buf)| ReadRange {
+                at: Addr(*block),
+                buf,
+                filled: false,
+            })
+            .collect();
+        self.inner.read_ranges(&mut ranges);
+        state.recent = [NOTHING; RECENT];
+        for (slot, range) in ranges.iter_mut().enumerate() {
+            let pages = if range.filled {
+                WHOLE
+            } else {
+                read_pages(&self.inner, range.at, range.buf)
+            };
+            let held = Held {
+                slot: u32::try_from(slot).unwrap_or(NONE),
+                pages,
+            };
+            state.blocks.insert(range.at.0, held);
+        }
+        state.frozen = true;
+        state.missed = 0;
+    }
+
+    /// Reads on demand again what is not there: for a target that stands still.
+    pub fn thaw(&self) {
+        self.state.borrow_mut().frozen = false;
+    }
+
+    /// How often a block was asked for that is not there, since the last [`Self::refill`]. They are planned now.
+    pub fn missed(&self) -> usize {
+        self.state.borrow().missed
+    }
+
+    /// A block that was not among those used last.
+    fn find(&self, block: u64) -> Held {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let known = state.blocks.get(&block).copied();
+        if let Some(held) = known
+            && held.slot != NONE
+        {
+            if let Some(recent) = state.recent.get_mut(recent_index(block)) {
+                *recent = (block, held);
+            }
+            return held;
+        }
+        let nothing = Held {
+            slot: NONE,
+            pages: 0,
+        };
+        if state.frozen {
+            // A block that was planned and is not mapped is no miss, and asking again for one that was missed neither.
+            if known.is_none() {
+                state.missed = state.missed.saturating_add(1);
+                state.know(block, nothing);
+            }
+            return nothing;
+        }
+        if known.is_some() {
+            state.refaults = state.refaults.saturating_add(1);
+            if state.refaults > state.capacity / 4 {
+                state.refaults = 0;
+                state.capacity = state.capacity.saturating_mul(2).min(state.max_blocks);
+            }
+        }
+        let slot = state.take_slot(block);
+        let bytes = place(slot).and_then(|(segment, start)| {
+            state
+                .segments
+                .get_mut(segment)?
+                .get_mut(start..start.checked_add(BLOCK)?)
+        });
+        let pages = match bytes {
+            None => 0,
+            Some(bytes) => match self.inner.read(Addr(block), bytes) {
+                Ok(()) => WHOLE,
+                // A neighbour is not mapped.
+                Err(ReadError::Fault { .. }) => read_pages(&self.inner, Addr(block), bytes),
+                Err(ReadError::Gone | ReadError::Denied) => 0,
+            },
+        };
+        let held = Held { slot, pages };
+        state.remember(block, held);
+        held
+    }
+
+    /// One piece within one block.
+    fn piece(&self, block: u64, skip: usize, buf: &mut [u8]) -> Option<()> {
+        let recent = {
+            let state = self.state.borrow();
+            let recent = state.recent.get(recent_index(block)).copied();
+            recent.filter(|(at, _)| *at == block)
+        };
+        let held = match recent {
+            Some((_, held)) => held,
+            None => self.find(block),
+        };
+        let wanted = pages(skip, buf.len());
+        if held.pages & wanted != wanted {
+            return None;
+        }
+        let state = self.state.borrow();
+        let bytes = state.slot(held.slot)?;
+        buf.copy_from_slice(bytes.get(skip..skip.checked_add(buf.len())?)?);
+        Some(())
+    }
+}
+
+/// Reads a block page by page; one bit for each that could be read.
+fn read_pages(memory: &impl Memory, block: Addr, bytes: &mut [u8]) -> u8 {
+    let mut read = 0;
+    let mut at = block;
+    for (n, page) in bytes.chunks_exact_mut(PAGE).enumerate() {
+        if memory.read(at, page).is_ok() {
+            read |= pages(n.saturating_mul(PAGE), 1);
+        }
+        at = at.plus(PAGE as u64);
+    }
+    read
 }
 
 impl<M: Memory> Memory for PageCache<M> {
     fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), ReadError> {
-        let mut at = at;
+        let wanted = buf.len();
+        let mut from = at;
         let mut rest = buf;
         while !rest.is_empty() {
-            let skip = at.0 % BLOCK;
-            let block = at.0.saturating_sub(skip);
-            let room = usize::try_from(BLOCK.saturating_sub(skip)).unwrap_or(usize::MAX);
-            let len = room.min(rest.len());
+            let skip = from.0 % BLOCK_U64;
+            let block = from.0.saturating_sub(skip);
+            let skip = usize::try_from(skip).unwrap_or(0);
+            let len = BLOCK.saturating_sub(skip).min(rest.len());
             let Some((piece, after)) = rest.split_at_mut_checked(len) else {
                 break;
             };
-            let slot = self.slot(block);
-            let data = self.data.borrow();
-            let cached = data.get(slot).and_then(Option::as_deref).and_then(|bytes| {
-                let skip = usize::try_from(skip).ok()?;
-                bytes.get(skip..skip.checked_add(len)?)
-            });
-            match cached {
-                Some(bytes) => piece.copy_from_slice(bytes),
-                // A neighbour of the wanted bytes is not mapped.
-                None => self.inner.read(at, piece)?,
+            if self.piece(block, skip, piece).is_none() {
+                return Err(ReadError::Fault { at, len: wanted });
             }
-            at = at.plus(u64::try_from(len).unwrap_or(u64::MAX));
+            from = from.plus(u64::try_from(len).unwrap_or(u64::MAX));
             rest = after;
         }
         Ok(())

@@ -4,9 +4,9 @@
 //! a cycle ends at the task that closes it. Nothing recurses: the depth of the graph is the target's to choose.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
+use std::fmt;
 
-use sidewinder_model::{Task, TaskState, Tasks};
+use sidewinder_model::{Frame, Id, Task, TaskState, Tasks};
 
 use crate::escape::{clip, line};
 use crate::summary::count;
@@ -17,143 +17,239 @@ const MAX_INDENT: usize = 40;
 /// The longest task name, in characters.
 const NAME_CHARS: usize = 120;
 
-fn state(task: &Task) -> String {
+/// Coroutine stacks kept as text.
+const MAX_PLACES: usize = 1024;
+
+fn state(out: &mut impl fmt::Write, task: &Task) -> fmt::Result {
     match (task.state, &task.waiting_for) {
         (TaskState::Waiting, Some(waiting_for)) => match &waiting_for.detail {
-            Some(detail) => format!("waits for {} ({detail})", waiting_for.kind),
-            None => format!("waits for {} {}", waiting_for.kind, waiting_for.id),
+            Some(detail) => write!(
+                out,
+                "waits for {} ({})",
+                line(&waiting_for.kind),
+                line(detail)
+            ),
+            None => write!(
+                out,
+                "waits for {} {}",
+                line(&waiting_for.kind),
+                waiting_for.id
+            ),
         },
-        (TaskState::Waiting, None) => "waiting".to_owned(),
-        (TaskState::Created, _) => "not started".to_owned(),
-        (TaskState::Ready, _) => "ready".to_owned(),
-        (TaskState::Running, _) => "running".to_owned(),
+        (TaskState::Waiting, None) => out.write_str("waiting"),
+        (TaskState::Created, _) => out.write_str("not started"),
+        (TaskState::Ready, _) => out.write_str("ready"),
+        (TaskState::Running, _) => out.write_str("running"),
+    }
+}
+
+/// Who waits for whom, by the tasks' indices: the tasks that each one waits for, in their own order.
+struct Children {
+    /// Where each task's children begin in `tasks`.
+    starts: Vec<u32>,
+    tasks: Vec<u32>,
+    /// Whether somebody waits for the task.
+    awaited: Vec<bool>,
+}
+
+impl Children {
+    fn of(tasks: &[Task], index: &HashMap<Id, u32>) -> Self {
+        let mut edges: Vec<(u32, u32)> = Vec::with_capacity(tasks.len());
+        let mut awaited = Vec::with_capacity(tasks.len());
+        for (child, task) in (0_u32..).zip(tasks) {
+            let before = edges.len();
+            let waiters = task.awaited_by.iter().filter_map(|id| index.get(id));
+            edges.extend(waiters.map(|waiter| (*waiter, child)));
+            awaited.push(edges.len() > before);
+        }
+        edges.sort_unstable();
+        let mut starts = Vec::with_capacity(tasks.len().saturating_add(1));
+        let mut at = 0_usize;
+        for parent in (0_u32..).take(tasks.len().saturating_add(1)) {
+            while edges.get(at).is_some_and(|(waiter, _)| *waiter < parent) {
+                at = at.saturating_add(1);
+            }
+            starts.push(u32::try_from(at).unwrap_or(u32::MAX));
+        }
+        Self {
+            starts,
+            tasks: edges.into_iter().map(|(_, child)| child).collect(),
+            awaited,
+        }
+    }
+
+    fn get(&self, task: u32) -> &[u32] {
+        let task = task as usize;
+        let start = self.starts.get(task).copied().unwrap_or(0) as usize;
+        let end = self.starts.get(task.saturating_add(1)).copied();
+        self.tasks
+            .get(start..end.unwrap_or(0) as usize)
+            .unwrap_or_default()
     }
 }
 
 /// One place in the tree that is still to be printed.
-struct Pending<'a> {
-    task: &'a Task,
-    depth: usize,
-    indent: String,
+struct Pending {
+    task: u32,
+    depth: u32,
+    /// Bytes of the indent.
+    indent: u32,
     last: bool,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    /// Whether what the tree of a root will show includes it.
+    reached: bool,
+    printed: bool,
+    /// Whether it lies between the root and the task that is being printed, to tell a cycle from a shared task.
+    on_path: bool,
+}
+
 struct Renderer<'a> {
-    children: HashMap<&'a str, Vec<&'a Task>>,
-    printed: HashSet<&'a str>,
-    out: String,
+    tasks: &'a [Task],
+    children: Children,
+    marks: Vec<Mark>,
+    nowhere: Mark,
+    /// Frames as they were printed, by the tasks that share them.
+    places: HashMap<*const Frame, Vec<String>>,
 }
 
 impl<'a> Renderer<'a> {
+    fn task(&self, index: u32) -> Option<&'a Task> {
+        self.tasks.get(index as usize)
+    }
+
+    /// The marks of a task. Every index comes from the list itself; of any other the marks go nowhere.
+    fn mark(&mut self, index: u32) -> &mut Mark {
+        match self.marks.get_mut(index as usize) {
+            Some(mark) => mark,
+            None => &mut self.nowhere,
+        }
+    }
+
     /// Adds what the tree of `root` will show.
-    fn reach(&self, root: &'a Task, reached: &mut HashSet<&'a str>) {
+    fn reach(&mut self, root: u32) {
         let mut todo = vec![root];
         while let Some(task) = todo.pop() {
-            if reached.insert(&task.id) {
-                todo.extend(self.children.get(task.id.as_str()).into_iter().flatten());
+            if !std::mem::replace(&mut self.mark(task).reached, true) {
+                todo.extend(self.children.get(task));
             }
         }
     }
 
-    fn tree(&mut self, root: &'a Task, last_root: bool) {
-        // Ids on the way from the root to the current task, to tell a cycle from a task shared by several.
-        let mut path: Vec<&'a str> = Vec::new();
-        let mut on_path: HashSet<&'a str> = HashSet::new();
+    /// The coroutine stack of a task, each frame behind the same rule.
+    fn frames(
+        &mut self,
+        out: &mut impl fmt::Write,
+        indent: &str,
+        rule: &str,
+        frames: &[Frame],
+    ) -> fmt::Result {
+        if self.places.len() >= MAX_PLACES {
+            self.places.clear();
+        }
+        let places = self.places.entry(frames.as_ptr()).or_insert_with(|| {
+            let place = |frame: &Frame| match frame.line {
+                Some(number) => {
+                    format!(
+                        "{} at {}:{number}",
+                        line(&frame.function),
+                        line(&frame.file)
+                    )
+                }
+                None => format!("{} at {}", line(&frame.function), line(&frame.file)),
+            };
+            frames.iter().map(place).collect()
+        });
+        for place in places {
+            for part in [indent, rule, place, "\n"] {
+                out.write_str(part)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tree(&mut self, out: &mut impl fmt::Write, root: u32, last_root: bool) -> fmt::Result {
+        let mut path: Vec<u32> = Vec::new();
+        // The indent of the task that is being printed; those of the pending ones are beginnings of it.
+        let mut indent = String::new();
         let mut stack = vec![Pending {
             task: root,
             depth: 0,
-            indent: String::new(),
+            indent: 0,
             last: last_root,
         }];
-        while let Some(Pending {
-            task,
-            depth,
-            indent,
-            last,
-        }) = stack.pop()
-        {
-            for left in path.drain(depth.min(path.len())..) {
-                on_path.remove(left);
+        while let Some(pending) = stack.pop() {
+            let depth = pending.depth as usize;
+            while path.len() > depth
+                && let Some(left) = path.pop()
+            {
+                self.mark(left).on_path = false;
             }
-            let (branch, stem) = if last {
+            indent.truncate(pending.indent as usize);
+            let (branch, stem) = if pending.last {
                 ("└── ", "    ")
             } else {
                 ("├── ", "│   ")
             };
-            let name = clip(&line(&task.name), NAME_CHARS);
-            if !self.printed.insert(&task.id) {
-                let note = if on_path.contains(task.id.as_str()) {
-                    "closes a cycle"
+            let Some(task) = self.task(pending.task) else {
+                continue;
+            };
+            let name = line(&task.name);
+            let name = clip(&name, NAME_CHARS);
+            out.write_str(&indent)?;
+            out.write_str(branch)?;
+            out.write_str(&name)?;
+            let mark = self.mark(pending.task);
+            if std::mem::replace(&mut mark.printed, true) {
+                out.write_str(if mark.on_path {
+                    " (closes a cycle)\n"
                 } else {
-                    "shown above"
-                };
-                let _ = writeln!(self.out, "{indent}{branch}{name} ({note})");
+                    " (shown above)\n"
+                })?;
                 continue;
             }
-            let _ = writeln!(self.out, "{indent}{branch}{name} [{}]", line(&state(task)));
-            path.push(&task.id);
-            on_path.insert(&task.id);
-            let children: Vec<&'a Task> = self
-                .children
-                .get(task.id.as_str())
-                .cloned()
-                .unwrap_or_default();
-            let inner = if depth < MAX_INDENT {
-                format!("{indent}{stem}")
-            } else {
-                indent
-            };
+            mark.on_path = true;
+            path.push(pending.task);
+            out.write_str(" [")?;
+            state(out, task)?;
+            out.write_str("]\n")?;
+            if depth < MAX_INDENT {
+                indent.push_str(stem);
+            }
+            let children = self.children.get(pending.task);
             let rule = if children.is_empty() {
                 "    "
             } else {
                 "│   "
             };
-            for frame in &task.coroutine {
-                let _ = write!(
-                    self.out,
-                    "{inner}{rule}{} at {}",
-                    line(&frame.function),
-                    line(&frame.file)
-                );
-                let _ = match frame.line {
-                    Some(number) => writeln!(self.out, ":{number}"),
-                    None => writeln!(self.out),
-                };
-            }
-            let count = children.len();
-            for (index, child) in children.into_iter().enumerate().rev() {
+            for (index, child) in children.iter().enumerate().rev() {
                 stack.push(Pending {
-                    task: child,
-                    depth: depth.saturating_add(1),
-                    indent: inner.clone(),
-                    last: index.saturating_add(1) == count,
+                    task: *child,
+                    depth: pending.depth.saturating_add(1),
+                    indent: u32::try_from(indent.len()).unwrap_or(0),
+                    last: index.saturating_add(1) == children.len(),
                 });
             }
+            self.frames(out, &indent, rule, &task.coroutine)?;
         }
+        for left in path {
+            self.mark(left).on_path = false;
+        }
+        Ok(())
     }
 }
 
-/// Renders every task, loop by loop.
-pub(super) fn render(tasks: &Tasks) -> String {
-    let mut children: HashMap<&str, Vec<&Task>> = HashMap::new();
-    let known: HashSet<&str> = tasks.tasks.iter().map(|task| task.id.as_str()).collect();
-    for task in &tasks.tasks {
-        for waiter in &task.awaited_by {
-            children.entry(waiter).or_default().push(task);
-        }
+/// The loops with their titles and the tasks of each, by their indices; last the tasks of no known loop.
+fn groups(tasks: &Tasks) -> Vec<(String, Vec<u32>)> {
+    let mut members_of: HashMap<Option<Id>, Vec<u32>> = HashMap::new();
+    let loops: HashSet<Id> = tasks.loops.iter().map(|each| each.id).collect();
+    for (index, task) in (0_u32..).zip(&tasks.tasks) {
+        let id = task.loop_id.filter(|id| loops.contains(id));
+        members_of.entry(id).or_default().push(index);
     }
-    let mut renderer = Renderer {
-        children,
-        printed: HashSet::new(),
-        out: String::new(),
-    };
-    let _ = writeln!(
-        renderer.out,
-        "{} in {}",
-        count(tasks.tasks.len(), "task"),
-        count(tasks.loops.len(), "loop")
-    );
-    let mut groups: Vec<(Option<&str>, String)> = tasks
+    let mut groups: Vec<(String, Vec<u32>)> = tasks
         .loops
         .iter()
         .map(|each| {
@@ -167,77 +263,76 @@ pub(super) fn render(tasks: &Tasks) -> String {
                 format!(", interpreter {}", each.interpreter)
             };
             (
-                Some(each.id.as_str()),
-                format!("loop {} ({place}{interpreter})", line(&each.id)),
+                format!("loop {} ({place}{interpreter})", each.id),
+                members_of.remove(&Some(each.id)).unwrap_or_default(),
             )
         })
         .collect();
-    let mut members_of: HashMap<Option<&str>, Vec<&Task>> = HashMap::new();
-    let loops: HashSet<&str> = tasks.loops.iter().map(|each| each.id.as_str()).collect();
-    for task in &tasks.tasks {
-        let id = task.loop_id.as_deref().filter(|own| loops.contains(own));
-        members_of.entry(id).or_default().push(task);
+    if let Some(members) = members_of.remove(&None) {
+        groups.push(("tasks of no known loop".to_owned(), members));
     }
-    groups.push((None, "tasks of no known loop".to_owned()));
-    for (id, title) in groups {
-        let members = members_of.remove(&id).unwrap_or_default();
-        if id.is_none() && members.is_empty() {
-            continue;
-        }
-        let _ = writeln!(renderer.out, "\n{title}: {}", count(members.len(), "task"));
-        let waits = |task: &&Task| {
-            let mut waiters = task.awaited_by.iter();
-            waiters.any(|waiter| known.contains(waiter.as_str()))
-        };
-        let mut roots: Vec<&Task> = members
-            .iter()
-            .copied()
-            .filter(|task| !waits(task))
-            .collect();
-        let mut reached = renderer.printed.clone();
+    groups
+}
+
+/// Writes every task, loop by loop.
+pub(super) fn render(out: &mut impl fmt::Write, tasks: &Tasks) -> fmt::Result {
+    let index: HashMap<Id, u32> = tasks
+        .tasks
+        .iter()
+        .zip(0_u32..)
+        .map(|(task, index)| (task.id, index))
+        .collect();
+    let mut renderer = Renderer {
+        tasks: &tasks.tasks,
+        children: Children::of(&tasks.tasks, &index),
+        marks: vec![Mark::default(); tasks.tasks.len()],
+        nowhere: Mark::default(),
+        places: HashMap::new(),
+    };
+    writeln!(
+        out,
+        "{} in {}",
+        count(tasks.tasks.len(), "task"),
+        count(tasks.loops.len(), "loop")
+    )?;
+    for (title, members) in groups(tasks) {
+        writeln!(out, "\n{title}: {}", count(members.len(), "task"))?;
+        let awaited = |task: u32| renderer.children.awaited.get(task as usize) == Some(&true);
+        let mut roots: Vec<u32> = members.iter().copied().filter(|t| !awaited(*t)).collect();
         for root in &roots {
-            renderer.reach(root, &mut reached);
+            renderer.reach(*root);
         }
         // What no root leads to is part of a cycle, or awaited by one.
         for task in members {
-            if !reached.contains(task.id.as_str()) {
-                renderer.reach(task, &mut reached);
+            if !renderer.mark(task).reached {
+                renderer.reach(task);
                 roots.push(task);
             }
         }
         let count = roots.len();
         for (index, root) in roots.into_iter().enumerate() {
-            renderer.tree(root, index.saturating_add(1) == count);
+            renderer.tree(out, root, index.saturating_add(1) == count)?;
         }
     }
-    let task_names: HashMap<&str, &str> = tasks
-        .tasks
-        .iter()
-        .map(|task| (task.id.as_str(), task.name.as_str()))
-        .collect();
     for cycle in &tasks.cycles {
-        let names: Vec<String> = cycle
-            .iter()
-            .map(|id| {
-                clip(
-                    &line(task_names.get(id.as_str()).copied().unwrap_or(id)),
-                    NAME_CHARS,
-                )
-            })
-            .collect();
-        let _ = writeln!(
-            renderer.out,
-            "\ncycle: {} wait for each other",
-            names.join(", ")
-        );
+        let name = |id: &Id| match index.get(id).and_then(|index| renderer.task(*index)) {
+            Some(task) => clip(&line(&task.name), NAME_CHARS).into_owned(),
+            None => id.to_string(),
+        };
+        let names: Vec<String> = cycle.iter().map(name).collect();
+        writeln!(out, "\ncycle: {} wait for each other", names.join(", "))?;
     }
-    renderer.out
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::samples;
+
+    fn render(tasks: &Tasks) -> String {
+        crate::text::tasks(tasks, sidewinder_model::TaskFormat::Tree)
+    }
 
     #[test]
     fn children_are_what_a_task_waits_for_and_each_is_printed_once() {
@@ -260,12 +355,12 @@ mod tests {
     fn a_cycle_without_a_root_is_printed_and_marked() {
         let mut sample = samples::tasks();
         sample.tasks.truncate(2);
-        sample.tasks[0].awaited_by = vec![sample.tasks[1].id.clone()];
-        sample.tasks[1].awaited_by = vec![sample.tasks[0].id.clone()];
-        sample.cycles = vec![vec![sample.tasks[0].id.clone(), sample.tasks[1].id.clone()]];
+        sample.tasks[0].awaited_by = vec![sample.tasks[1].id];
+        sample.tasks[1].awaited_by = vec![sample.tasks[0].id];
+        sample.cycles = vec![vec![sample.tasks[0].id, sample.tasks[1].id]];
         let mut apart = samples::tasks().tasks[0].clone();
-        apart.id = "0xa".to_owned();
-        apart.name = "apart".to_owned();
+        apart.id = Id(0xa);
+        apart.name = "apart".into();
         sample.tasks.push(apart);
         let text = render(&sample);
         assert!(
@@ -285,11 +380,11 @@ mod tests {
         let proto = sample.tasks[1].clone();
         sample.tasks = (0..20_000)
             .map(|index| Task {
-                id: format!("{index:#x}"),
+                id: Id(index),
                 awaited_by: if index == 0 {
                     vec![]
                 } else {
-                    vec![format!("{:#x}", index - 1)]
+                    vec![Id(index - 1)]
                 },
                 ..proto.clone()
             })
