@@ -122,7 +122,7 @@ fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
                 },
                 None => act(found, &request.action, bounds),
             };
-            outcome.text = text(&outcome, &request.action);
+            describe(&mut outcome, &request.action);
             if let Some(note) = &chosen.note {
                 outcome.message = join(&outcome.message, note);
             }
@@ -181,16 +181,24 @@ pub fn write_text(out: &mut impl fmt::Write, data: &Data, action: &Action) -> fm
     }
 }
 
-fn text(outcome: &TargetOutcome, action: &Action) -> String {
+/// Adds what people read: the text, and the summary where it is not there yet.
+fn describe(outcome: &mut TargetOutcome, action: &Action) {
+    let Some(data) = &outcome.data else {
+        return;
+    };
     let mut text = String::new();
-    if let Some(data) = &outcome.data {
-        // Writing to a string cannot fail.
-        let _ = write_text(&mut text, data, action);
+    // Writing to a string cannot fail.
+    let _ = write_text(&mut text, data, action);
+    outcome.text = text;
+    if let Data::Tasks(tasks) = data
+        && outcome.summary.is_empty()
+    {
+        outcome.summary = summary::tasks(tasks);
     }
-    text
 }
 
-/// Carries out an action on one process. The text is left to [`write_text`]: it may be as large as the data.
+/// Carries out an action on one process. The text is left to [`write_text`], since it may be as large as the data, and
+/// so is the summary of tasks, which looks at each of them.
 pub fn act(found: &Found, action: &Action, bounds: &Bounds) -> TargetOutcome {
     let started = Instant::now();
     let runtime = match &found.python {
@@ -346,7 +354,7 @@ fn tasks(process: &Process, runtime: &Runtime, bounds: &Bounds) -> TargetOutcome
     tasks.problems.splice(0..0, problems);
     TargetOutcome {
         summary: if reason == Reason::Succeeded {
-            summary::tasks(&tasks)
+            String::new()
         } else {
             summary::failure(&message)
         },

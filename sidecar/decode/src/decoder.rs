@@ -8,7 +8,7 @@ use crate::code::Code;
 use crate::coroutine::Chains;
 use crate::limits::Limits;
 use crate::memory::{Addr, Memory, ReadError};
-use crate::object::Type;
+use crate::object::Types;
 use crate::offsets::{Field, Offsets};
 use crate::runtime::Runtime;
 
@@ -60,7 +60,7 @@ pub(crate) struct Decoder<'a, M: ?Sized> {
     text: Cell<u64>,
     result: Cell<u64>,
     problems: RefCell<Problems>,
-    pub(crate) types: RefCell<HashMap<Addr, Rc<Type>>>,
+    pub(crate) types: RefCell<Types>,
     pub(crate) codes: RefCell<HashMap<Addr, Rc<Code>>>,
     pub(crate) chains: RefCell<Chains>,
 }

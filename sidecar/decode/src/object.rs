@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::coroutine::Awaitable;
-use crate::decoder::{Decoder, Fault};
+use crate::decoder::{Decoder, Fault, HashMap};
 use crate::memory::{Addr, Memory, PAGE};
 use crate::offsets::Field as F;
 use crate::text;
@@ -77,6 +77,37 @@ impl Type {
     }
 }
 
+/// The types that were met.
+#[derive(Debug, Default)]
+pub(crate) struct Types {
+    known: HashMap<Addr, Rc<Type>>,
+    /// Those used last, by some bits of their address: most objects are of a few types.
+    recent: [Option<Rc<Type>>; 16],
+}
+
+impl Types {
+    fn recent(&mut self, at: Addr) -> Option<&mut Option<Rc<Type>>> {
+        self.recent.get_mut(usize::try_from((at.0 >> 5) & 15).ok()?)
+    }
+
+    fn get(&mut self, at: Addr) -> Option<Rc<Type>> {
+        if let Some(Some(recent)) = self.recent(at)
+            && recent.address == at
+        {
+            return Some(Rc::clone(recent));
+        }
+        let known = Rc::clone(self.known.get(&at)?);
+        if let Some(recent) = self.recent(at) {
+            *recent = Some(Rc::clone(&known));
+        }
+        Some(known)
+    }
+
+    fn insert(&mut self, found: Rc<Type>) {
+        self.known.insert(found.address, found);
+    }
+}
+
 impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// The type of the object at this address.
     pub(crate) fn type_of(&self, object: Addr) -> Result<Rc<Type>, Fault> {
@@ -85,8 +116,8 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
 
     /// The type at this address.
     pub(crate) fn type_at(&self, at: Addr) -> Result<Rc<Type>, Fault> {
-        if let Some(known) = self.types.borrow().get(&at) {
-            return Ok(Rc::clone(known));
+        if let Some(known) = self.types.borrow_mut().get(at) {
+            return Ok(known);
         }
         // Garbage is caught here: the type of a type is a type.
         let meta = self.pointer(self.member(at, F::pyobject_ob_type))?;
@@ -104,7 +135,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             address: at,
             future: OnceCell::new(),
         });
-        self.types.borrow_mut().insert(at, Rc::clone(&found));
+        self.types.borrow_mut().insert(Rc::clone(&found));
         Ok(found)
     }
 
@@ -250,7 +281,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         text::decimal(&digits, tag & 3 == 2).ok_or(Fault::Invalid("an int with impossible digits"))
     }
 
-    /// An `int` of one digit or two as a number.
+    /// An `int` of up to three digits, of 30 bits each, as a number.
     pub(crate) fn small_int(&self, object: Addr) -> Result<u64, Fault> {
         if !self.type_of(object)?.is_int() {
             return Err(Fault::Invalid("not an int"));

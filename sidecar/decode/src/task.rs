@@ -1,6 +1,6 @@
 //! asyncio's tasks: the document of `tasks`.
 
-use std::fmt::Write as _;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -161,7 +161,6 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         for running in self.running.clone() {
             let task = running.task;
             if !self.full
-                && !self.by_address.contains_key(&task)
                 && let Err(fault) = self.task(task, running.place)
             {
                 decoder.problem(format_args!("running task at {task}: {fault}"));
@@ -177,13 +176,13 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         };
         while node != head && !node.is_null() && !self.full {
             let address = node.minus(self.offsets.task_node);
-            if self.by_address.contains_key(&address) {
-                return decoder.problem(format_args!(
-                    "{whose}: the list meets the task at {address} twice"
-                ));
-            }
             node = match self.task(address, place) {
-                Ok(next) => next,
+                Ok(Some(next)) => next,
+                Ok(None) => {
+                    return decoder.problem(format_args!(
+                        "{whose}: the list meets the task at {address} twice"
+                    ));
+                }
                 Err(fault) => {
                     return decoder.problem(format_args!(
                         "{whose}: after the task at {address}: {fault}"
@@ -193,8 +192,8 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         }
     }
 
-    /// Decodes the task at this address; returns the next one's node of its list.
-    fn task(&mut self, address: Addr, place: Place) -> Result<Addr, Fault> {
+    /// Decodes the task at this address; returns the next one's node of its list, or nothing where it is known already.
+    fn task(&mut self, address: Addr, place: Place) -> Result<Option<Addr>, Fault> {
         let decoder = self.decoder;
         let index = self.tasks.len();
         if index >= decoder.limits.tasks {
@@ -202,8 +201,12 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
                 "more than {index} tasks: the others are left out"
             ));
             self.full = true;
-            return Ok(Addr(0));
+            return Ok(Some(Addr(0)));
         }
+        match self.by_address.entry(address) {
+            Entry::Occupied(_) => return Ok(None),
+            Entry::Vacant(new) => new.insert(NOT_A_TASK),
+        };
         let impossible = || Fault::Invalid("tasks of impossible size");
         let mut buffer = [0; MAX_TASK];
         let size = usize::try_from(self.offsets.task_size).map_err(|_| impossible())?;
@@ -231,19 +234,18 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             Err(fault @ Fault::Limit(_)) => {
                 decoder.problem(format_args!("after {index} tasks: {fault}"));
                 self.full = true;
-                return Ok(next);
+                return Ok(Some(next));
             }
             Err(fault) => {
                 decoder.problem(format_args!("task at {address}: {fault}"));
                 // Its memory is no task: an entry would be an invention.
-                self.by_address.insert(address, NOT_A_TASK);
-                return Ok(next);
+                return Ok(Some(next));
             }
         }
         let index = u32::try_from(index).unwrap_or(NOT_A_TASK);
         self.by_address.insert(address, index);
         self.tasks.push(task);
-        Ok(next)
+        Ok(Some(next))
     }
 
     fn running_loop(&mut self, thread: &PyThread, place: Place) {
@@ -485,11 +487,11 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             return Ok(decoder.string(name)?.into());
         }
         self.name.clear();
-        // Writing to a string cannot fail.
-        let _ = match decoder.small_int(name) {
-            Ok(number) => write!(self.name, "Task-{number}"),
-            Err(_) => write!(self.name, "Task-{}", decoder.int(name)?),
-        };
+        self.name.push_str("Task-");
+        match decoder.small_int(name) {
+            Ok(number) => self.name.push_str(itoa::Buffer::new().format(number)),
+            Err(_) => self.name.push_str(&decoder.int(name)?),
+        }
         decoder.take_text(self.name.len())?;
         Ok(self.name.as_str().into())
     }

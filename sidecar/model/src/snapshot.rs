@@ -10,15 +10,44 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub u64);
 
+impl Id {
+    /// Bytes of the longest one as text.
+    pub const TEXT: usize = 18;
+
+    /// The address as text, written into the end of `buffer`: answers hold hundreds of thousands of them.
+    pub fn text<'b>(&self, buffer: &'b mut [u8; Self::TEXT]) -> &'b str {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut rest = self.0;
+        let mut start = Self::TEXT;
+        let mut put = |byte| {
+            start = start.saturating_sub(1);
+            if let Some(place) = buffer.get_mut(start) {
+                *place = byte;
+            }
+        };
+        loop {
+            put(DIGITS.get((rest & 15) as usize).copied().unwrap_or(b'0'));
+            rest >>= 4;
+            if rest == 0 {
+                break;
+            }
+        }
+        put(b'x');
+        put(b'0');
+        let text = buffer.get(start..).unwrap_or_default();
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+}
+
 impl std::fmt::Display for Id {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:#x}", self.0)
+        f.write_str(self.text(&mut [0; Self::TEXT]))
     }
 }
 
 impl Serialize for Id {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(self.text(&mut [0; Self::TEXT]))
     }
 }
 
@@ -222,4 +251,22 @@ pub struct WaitingFor {
     pub id: Id,
     /// What is known beyond that, for example the awaited task's name.
     pub detail: Option<Arc<str>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Id;
+
+    #[test]
+    fn an_id_is_written_and_read_as_an_address() {
+        for id in [0, 1, 0xf, 0x10, 0x7f12_3456_789a, u64::MAX] {
+            assert_eq!(Id(id).to_string(), format!("{id:#x}"));
+            let json = serde_json::to_string(&Id(id)).unwrap();
+            assert_eq!(json, format!("\"{id:#x}\""));
+            assert_eq!(serde_json::from_str::<Id>(&json).unwrap(), Id(id));
+        }
+        for wrong in ["\"\"", "\"12\"", "\"0x\"", "\"0x1g\"", "18"] {
+            assert!(serde_json::from_str::<Id>(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -23,6 +23,8 @@ const WHOLE: u8 = (1 << PAGES) - 1;
 const SEGMENT_BLOCKS: usize = 64;
 /// Blocks a cache begins with: 1 MiB stays in a processor's own cache, and costs few page faults of ours.
 const FIRST_BLOCKS: usize = 64;
+/// Blocks read at once where blocks are asked for one after the other.
+const READ_AHEAD: usize = 4;
 /// Entries of the table of blocks used last.
 const RECENT: usize = 128;
 /// The slot of a block that was read and has been given up for another.
@@ -84,38 +86,58 @@ impl State {
             .get(start..start.checked_add(BLOCK)?)
     }
 
-    /// A slot for one more block, which may have belonged to another.
-    fn take_slot(&mut self, block: u64) -> u32 {
-        if self.slots.len() < self.capacity {
-            return self.add_slot(block);
-        }
-        let hand = self.hand;
-        self.hand = hand
-            .checked_add(1)
-            .filter(|next| *next < self.slots.len())
-            .unwrap_or(0);
-        if let Some(owner) = self.slots.get_mut(hand) {
-            let before = std::mem::replace(owner, block);
-            if let Some(held) = self.blocks.get_mut(&before) {
-                held.slot = NONE;
+    /// Slots that lie side by side for so many blocks from this one on, or for fewer; they may have belonged to others.
+    /// Returns the first one and their number.
+    fn take_slots(&mut self, block: u64, count: usize) -> (u32, usize) {
+        let free = self.capacity.saturating_sub(self.slots.len());
+        let first = if free > 0 {
+            self.slots.len()
+        } else {
+            self.hand
+        };
+        let in_segment = first
+            .checked_rem(SEGMENT_BLOCKS)
+            .and_then(|at| SEGMENT_BLOCKS.checked_sub(at))
+            .unwrap_or(1);
+        let room = if free > 0 {
+            free
+        } else {
+            self.slots.len().saturating_sub(self.hand)
+        };
+        let count = count.min(in_segment).min(room).max(1);
+        for (slot, block) in (first..).zip((block..).step_by(BLOCK)).take(count) {
+            match self.slots.get_mut(slot) {
+                Some(owner) => {
+                    let before = std::mem::replace(owner, block);
+                    self.forget(before);
+                }
+                None => self.slots.push(block),
             }
-            if let Some(recent) = self.recent.get_mut(recent_index(before))
-                && recent.0 == before
-            {
-                *recent = NOTHING;
+        }
+        if free > 0 {
+            while self.segments.len().saturating_mul(SEGMENT_BLOCKS) < self.slots.len() {
+                let bytes = SEGMENT_BLOCKS.saturating_mul(BLOCK);
+                self.segments.push(vec![0; bytes].into_boxed_slice());
+            }
+        } else {
+            self.hand = first.saturating_add(count);
+            if self.hand >= self.slots.len() {
+                self.hand = 0;
             }
         }
-        u32::try_from(hand).unwrap_or(NONE)
+        (u32::try_from(first).unwrap_or(NONE), count)
     }
 
-    fn add_slot(&mut self, block: u64) -> u32 {
-        let slot = self.slots.len();
-        if slot >= self.segments.len().saturating_mul(SEGMENT_BLOCKS) {
-            self.segments
-                .push(vec![0; SEGMENT_BLOCKS.saturating_mul(BLOCK)].into_boxed_slice());
+    /// A block's slot is somebody else's now.
+    fn forget(&mut self, block: u64) {
+        if let Some(held) = self.blocks.get_mut(&block) {
+            held.slot = NONE;
         }
-        self.slots.push(block);
-        u32::try_from(slot).unwrap_or(NONE)
+        if let Some(recent) = self.recent.get_mut(recent_index(block))
+            && recent.0 == block
+        {
+            *recent = NOTHING;
+        }
     }
 
     fn know(&mut self, block: u64, held: Held) {
@@ -306,30 +328,48 @@ impl<M: Memory> PageCache<M> {
         }
         if known.is_some() {
             state.refaults = state.refaults.saturating_add(1);
-            if state.refaults > state.capacity / 4 {
+            // Reading a block again costs about as much as the page faults of one more block of ours.
+            if state.refaults > state.capacity {
                 state.refaults = 0;
                 state.capacity = state.capacity.saturating_mul(2).min(state.max_blocks);
             }
         }
-        let slot = state.take_slot(block);
-        let bytes = place(slot).and_then(|(segment, start)| {
+        // Objects made one after the other lie one after the other.
+        let before = block.checked_sub(BLOCK_U64);
+        let sequential = before.is_some_and(|before| state.blocks.contains_key(&before));
+        let mut count = 1_usize;
+        let mut next = block;
+        while sequential && count < READ_AHEAD {
+            next = next.saturating_add(BLOCK_U64);
+            if state.blocks.contains_key(&next) {
+                break;
+            }
+            count = count.saturating_add(1);
+        }
+        let (slot, count) = state.take_slots(block, count);
+        let Some(bytes) = place(slot).and_then(|(segment, start)| {
+            let len = BLOCK.checked_mul(count)?;
             state
                 .segments
                 .get_mut(segment)?
-                .get_mut(start..start.checked_add(BLOCK)?)
-        });
-        let pages = match bytes {
-            None => 0,
-            Some(bytes) => match self.inner.read(Addr(block), bytes) {
+                .get_mut(start..start.checked_add(len)?)
+        }) else {
+            return nothing;
+        };
+        let whole = self.inner.read(Addr(block), bytes);
+        let mut loaded = Vec::with_capacity(count);
+        for (at, bytes) in (block..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
+            loaded.push(match whole {
                 Ok(()) => WHOLE,
                 // A neighbour is not mapped.
-                Err(ReadError::Fault { .. }) => read_pages(&self.inner, Addr(block), bytes),
+                Err(ReadError::Fault { .. }) => read_pages(&self.inner, Addr(at), bytes),
                 Err(ReadError::Gone | ReadError::Denied) => 0,
-            },
-        };
-        let held = Held { slot, pages };
-        state.remember(block, held);
-        held
+            });
+        }
+        for ((at, slot), pages) in (block..).step_by(BLOCK).zip(slot..).zip(loaded) {
+            state.remember(at, Held { slot, pages });
+        }
+        state.blocks.get(&block).copied().unwrap_or(nothing)
     }
 
     /// One piece within one block.

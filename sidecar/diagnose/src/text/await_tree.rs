@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
+use foldhash::fast::RandomState;
 use sidewinder_model::{Frame, Id, Task, TaskState, Tasks};
 
 use crate::escape::{clip, line};
@@ -53,7 +54,7 @@ struct Children {
 }
 
 impl Children {
-    fn of(tasks: &[Task], index: &HashMap<Id, u32>) -> Self {
+    fn of(tasks: &[Task], index: &HashMap<Id, u32, RandomState>) -> Self {
         let mut edges: Vec<(u32, u32)> = Vec::with_capacity(tasks.len());
         let mut awaited = Vec::with_capacity(tasks.len());
         for (child, task) in (0_u32..).zip(tasks) {
@@ -112,7 +113,7 @@ struct Renderer<'a> {
     marks: Vec<Mark>,
     nowhere: Mark,
     /// Frames as they were printed, by the tasks that share them.
-    places: HashMap<*const Frame, Vec<String>>,
+    places: HashMap<*const Frame, Vec<String>, RandomState>,
 }
 
 impl<'a> Renderer<'a> {
@@ -276,7 +277,7 @@ fn groups(tasks: &Tasks) -> Vec<(String, Vec<u32>)> {
 
 /// Writes every task, loop by loop.
 pub(super) fn render(out: &mut impl fmt::Write, tasks: &Tasks) -> fmt::Result {
-    let index: HashMap<Id, u32> = tasks
+    let index: HashMap<Id, u32, RandomState> = tasks
         .tasks
         .iter()
         .zip(0_u32..)
@@ -287,7 +288,7 @@ pub(super) fn render(out: &mut impl fmt::Write, tasks: &Tasks) -> fmt::Result {
         children: Children::of(&tasks.tasks, &index),
         marks: vec![Mark::default(); tasks.tasks.len()],
         nowhere: Mark::default(),
-        places: HashMap::new(),
+        places: HashMap::default(),
     };
     writeln!(
         out,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 
+use foldhash::fast::RandomState;
 use sidewinder_model::{Frame, Id, Task, TaskState, Tasks};
 
 use crate::escape::{base_name, clip, line};
@@ -23,79 +24,141 @@ const HEAD: [&str; 7] = [
     "AWAITED BY",
 ];
 
-/// Cells one after the other, with where each ends: a hundred thousand rows of strings would take too much memory.
-#[derive(Default)]
-struct Cells {
-    text: String,
-    /// The end of each cell in bytes, and its width in characters.
-    ends: Vec<(u32, u32)>,
-    widths: [u32; HEAD.len()],
+/// What a row needs of the whole: names by address, and places as they are shown.
+struct Rows<'a> {
+    names: HashMap<Id, &'a str, RandomState>,
+    /// By the frames that tasks at one place share.
+    places: HashMap<*const Frame, String, RandomState>,
+    /// The thread of the row before, and its cell.
+    tid: (Option<u64>, String),
+    /// The cell that is being put together.
+    cell: String,
 }
 
-impl Cells {
-    /// Escapes and clips what was written since the last cell, and makes it one.
-    fn end(&mut self) {
-        let start = self.ends.last().map_or(0, |(end, _)| *end as usize);
-        let cell = self.text.get(start..).unwrap_or_default();
-        let harmless = cell.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-        if !harmless || cell.len() > CELL_CHARS {
-            let cell = clip(&line(cell), CELL_CHARS).into_owned();
-            self.text.truncate(start);
-            self.text.push_str(&cell);
-        }
-        let cell = self.text.get(start..).unwrap_or_default();
-        let width = if harmless {
-            cell.len().min(CELL_CHARS)
-        } else {
-            cell.chars().count()
-        };
-        let width = u32::try_from(width).unwrap_or(u32::MAX);
-        let column = self.ends.len().checked_rem(HEAD.len()).unwrap_or(0);
-        if let Some(widest) = self.widths.get_mut(column) {
-            *widest = width.max(*widest);
-        }
-        let end = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
-        self.ends.push((end, width));
-    }
+/// Takes the cells of the rows, one after the other.
+trait Cells {
+    fn cell(&mut self, text: &str) -> fmt::Result;
+}
 
-    fn cell(&mut self, text: &str) {
-        self.text.push_str(text);
-        self.end();
-    }
+/// The first pass: how wide each column is.
+#[derive(Default)]
+struct Widths {
+    widths: [usize; HEAD.len()],
+    column: usize,
+}
 
-    /// Left-aligned columns, two blanks apart, the last one ragged.
-    fn write(&self, out: &mut impl fmt::Write) -> fmt::Result {
-        const BLANKS: &str = "                                                                ";
-        let mut start = 0_usize;
-        for row in self.ends.chunks(HEAD.len()) {
-            for (column, (end, width)) in row.iter().enumerate() {
-                let end = *end as usize;
-                out.write_str(self.text.get(start..end).unwrap_or_default())?;
-                start = end;
-                if column.saturating_add(1) < HEAD.len() {
-                    let widest = self.widths.get(column).copied().unwrap_or(0);
-                    let pad = widest.saturating_sub(*width).saturating_add(2) as usize;
-                    out.write_str(BLANKS.get(..pad).unwrap_or(BLANKS))?;
-                }
-            }
-            out.write_char('\n')?;
+impl Cells for Widths {
+    fn cell(&mut self, text: &str) -> fmt::Result {
+        if let Some(widest) = self.widths.get_mut(self.column) {
+            *widest = width(text).max(*widest);
         }
+        self.column = self
+            .column
+            .checked_add(1)
+            .filter(|next| *next < HEAD.len())
+            .unwrap_or(0);
         Ok(())
     }
 }
 
-/// Where a task stands: its innermost frame.
-fn place(text: &mut String, frames: &[Frame]) -> fmt::Result {
-    match frames.last() {
-        None => text.push('-'),
-        Some(frame) => {
-            write!(text, "{} {}", frame.function, base_name(&frame.file))?;
-            if let Some(number) = frame.line {
-                write!(text, ":{number}")?;
-            }
+/// The second pass: left-aligned columns, two blanks apart, the last one ragged.
+struct Writer<'o, W> {
+    out: &'o mut W,
+    widths: [usize; HEAD.len()],
+    column: usize,
+}
+
+impl<W: fmt::Write> Cells for Writer<'_, W> {
+    fn cell(&mut self, text: &str) -> fmt::Result {
+        const BLANKS: &str = "                                                                ";
+        self.out.write_str(text)?;
+        let next = self.column.saturating_add(1);
+        if next == HEAD.len() {
+            self.column = 0;
+            return self.out.write_char('\n');
+        }
+        let widest = self.widths.get(self.column).copied().unwrap_or(0);
+        self.column = next;
+        let pad = widest.saturating_sub(width(text)).saturating_add(2);
+        self.out.write_str(BLANKS.get(..pad).unwrap_or(BLANKS))
+    }
+}
+
+/// In characters; a cell is short.
+fn width(text: &str) -> usize {
+    if text.is_ascii() {
+        text.len()
+    } else {
+        text.chars().count()
+    }
+}
+
+impl<'a> Rows<'a> {
+    fn name(&mut self, id: Id) {
+        match self.names.get(&id) {
+            Some(name) => self.cell.push_str(name),
+            None => self.cell.push_str(id.text(&mut [0; Id::TEXT])),
         }
     }
-    Ok(())
+
+    /// Escapes, clips and hands over the cell that was put together.
+    fn end(&mut self, cells: &mut impl Cells) -> fmt::Result {
+        cells.cell(&clip(&line(&self.cell), CELL_CHARS))?;
+        self.cell.clear();
+        Ok(())
+    }
+
+    fn row(&mut self, task: &'a Task, cells: &mut impl Cells) -> fmt::Result {
+        cells.cell(task.id.text(&mut [0; Id::TEXT]))?;
+        cells.cell(&clip(&line(&task.name), CELL_CHARS))?;
+        if self.tid.0 != task.tid {
+            let text = task
+                .tid
+                .map_or_else(|| "-".to_owned(), |tid| tid.to_string());
+            self.tid = (task.tid, text);
+        }
+        cells.cell(&self.tid.1)?;
+        cells.cell(state(task))?;
+        if self.places.len() >= MAX_PLACES {
+            self.places.clear();
+        }
+        let frames: &[Frame] = &task.coroutine;
+        let at = self.places.entry(frames.as_ptr());
+        cells.cell(at.or_insert_with(|| {
+            let at = place(frames);
+            clip(&line(&at), CELL_CHARS).into_owned()
+        }))?;
+        match &task.waiting_for {
+            None => self.cell.push('-'),
+            Some(waiting_for) => {
+                self.cell.push_str(&waiting_for.kind);
+                self.cell.push(' ');
+                self.name(waiting_for.id);
+            }
+        }
+        self.end(cells)?;
+        match task.awaited_by.as_slice() {
+            [] => self.cell.push('-'),
+            [one] => self.name(*one),
+            [first, rest @ ..] => {
+                self.name(*first);
+                write!(self.cell, " and {} more", rest.len())?;
+            }
+        }
+        self.end(cells)
+    }
+}
+
+/// Where a task stands: its innermost frame.
+fn place(frames: &[Frame]) -> String {
+    let Some(frame) = frames.last() else {
+        return "-".to_owned();
+    };
+    let file = base_name(&frame.file);
+    match frame.line {
+        Some(number) => format!("{} {file}:{number}", frame.function),
+        None => format!("{} {file}", frame.function),
+    }
 }
 
 fn state(task: &Task) -> &'static str {
@@ -107,66 +170,35 @@ fn state(task: &Task) -> &'static str {
     }
 }
 
-/// Writes one row per task.
+/// Writes one row per task. Each row is made twice, which takes less time than to keep them all.
 pub(super) fn render(out: &mut impl fmt::Write, tasks: &Tasks) -> fmt::Result {
-    let names: HashMap<Id, &str> = tasks
-        .tasks
-        .iter()
-        .map(|task| (task.id, &*task.name))
-        .collect();
-    let push_name = |text: &mut String, id: Id| match names.get(&id) {
-        Some(name) => text.write_str(name),
-        None => write!(text, "{id}"),
+    let mut rows = Rows {
+        names: HashMap::with_capacity_and_hasher(tasks.tasks.len(), RandomState::default()),
+        places: HashMap::default(),
+        tid: (None, "-".to_owned()),
+        cell: String::new(),
     };
-    let mut cells = Cells::default();
+    let names = tasks.tasks.iter().map(|task| (task.id, &*task.name));
+    rows.names.extend(names);
+    let mut widths = Widths::default();
     for head in HEAD {
-        cells.cell(head);
+        widths.cell(head)?;
     }
-    // Tasks at one place share their frames.
-    let mut places: HashMap<*const Frame, String> = HashMap::new();
     for task in &tasks.tasks {
-        write!(cells.text, "{}", task.id)?;
-        cells.end();
-        cells.cell(&task.name);
-        match task.tid {
-            Some(tid) => write!(cells.text, "{tid}")?,
-            None => cells.text.push('-'),
-        }
-        cells.end();
-        cells.cell(state(task));
-        if places.len() >= MAX_PLACES {
-            places.clear();
-        }
-        let at = match places.entry(task.coroutine.as_ptr()) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => {
-                let mut text = String::new();
-                place(&mut text, &task.coroutine)?;
-                new.insert(text)
-            }
-        };
-        cells.cell(at);
-        match &task.waiting_for {
-            None => cells.text.push('-'),
-            Some(waiting_for) => {
-                cells.text.push_str(&waiting_for.kind);
-                cells.text.push(' ');
-                push_name(&mut cells.text, waiting_for.id)?;
-            }
-        }
-        cells.end();
-        match task.awaited_by.as_slice() {
-            [] => cells.text.push('-'),
-            [one] => push_name(&mut cells.text, *one)?,
-            [first, rest @ ..] => {
-                push_name(&mut cells.text, *first)?;
-                write!(cells.text, " and {} more", rest.len())?;
-            }
-        }
-        cells.end();
+        rows.row(task, &mut widths)?;
     }
-    drop(names);
-    cells.write(out)
+    let mut writer = Writer {
+        out,
+        widths: widths.widths,
+        column: 0,
+    };
+    for head in HEAD {
+        writer.cell(head)?;
+    }
+    for task in &tasks.tasks {
+        rows.row(task, &mut writer)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
