@@ -15,6 +15,7 @@ use sidewinder_decode::memory::PageCache;
 use sidewinder_decode::remote_exec;
 use sidewinder_decode::runtime::{GilState, Runtime};
 use sidewinder_decode::{Addr, Memory, OsThread, ReadError, ReadRange};
+use sidewinder_linux::priority::Urgent;
 use sidewinder_linux::stop::{StopError, StopGuard, stop};
 use sidewinder_linux::{Process, SchedStat};
 use sidewinder_model::Stopped;
@@ -28,7 +29,7 @@ const ATTEMPTS: u32 = 8;
 const ATTEMPTS_OF_ALL: u32 = 4;
 /// A decode that takes no longer is done while the target stands still, which saves stopping it again for memory that
 /// was not foreseen.
-const BRIEF: Duration = Duration::from_micros(500);
+const BRIEF: Duration = Duration::from_micros(200);
 /// Stops for copies that lacked something, before the decode is done while the target stands.
 const COPIES: u32 = 2;
 /// How often a target that cannot be stopped is read in the hope that it does not run meanwhile.
@@ -140,7 +141,9 @@ impl Reader<'_> {
 
     /// The threads among these that have a Python thread state.
     fn python_threads(&self, threads: &[OsThread]) -> Vec<u64> {
-        let support = remote_exec::support(self.process, self.runtime, threads);
+        // The target may run: what is listed wrongly shows as activity, or as a thread that has ended.
+        let memory = PageCache::new(self.process, 0);
+        let support = remote_exec::support(&memory, self.runtime, threads);
         let mut tids: Vec<u64> = support
             .interpreters
             .iter()
@@ -327,6 +330,7 @@ impl Reader<'_> {
         }
         let at_once =
             !room || self.stops >= COPIES || self.planned.is_none_or(|took| took <= BRIEF);
+        let urgent = Urgent::begin();
         let guard = match stop(self.process, tids, STOP_LIMIT) {
             Ok(guard) => guard,
             Err(error) => return Ok(Attempt::NotStopped(error)),
@@ -360,6 +364,7 @@ impl Reader<'_> {
         if !self.release(guard) {
             return Ok(Attempt::Again);
         }
+        drop(urgent);
         let value = self.decode(threads, read);
         if self.memory.missed() > 0 {
             return Ok(Attempt::Again);

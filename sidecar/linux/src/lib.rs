@@ -6,6 +6,7 @@ pub mod carrier;
 mod error;
 pub mod hardening;
 mod memory;
+pub mod priority;
 pub mod process;
 pub mod procfs;
 pub mod signals;
