@@ -105,7 +105,7 @@ impl State {
             self.slots.len().saturating_sub(self.hand)
         };
         let count = count.min(in_segment).min(room).max(1);
-        for (slot, block) in (first..).zip((block..).step_by(BLOCK)).take(count) {
+        for (slot, block) in (first..).zip(from(block)).take(count) {
             match self.slots.get_mut(slot) {
                 Some(owner) => {
                     let before = std::mem::replace(owner, block);
@@ -154,6 +154,11 @@ impl State {
             *recent = (block, held);
         }
     }
+}
+
+/// The addresses of this block and of those after it. At the end of the address space there are no more.
+fn from(block: u64) -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(block), |at| at.checked_add(BLOCK_U64))
 }
 
 /// The segment of a slot and where it begins in there.
@@ -331,7 +336,9 @@ impl<M: Memory> PageCache<M> {
             // Reading a block again costs about as much as the page faults of one more block of ours.
             if state.refaults > state.capacity {
                 state.refaults = 0;
-                state.capacity = state.capacity.saturating_mul(2).min(state.max_blocks);
+                // A plan may take all the room there is; what is read on demand leaves most of it to the result.
+                let most = (state.max_blocks / 3).max(state.capacity);
+                state.capacity = state.capacity.saturating_mul(2).min(most);
             }
         }
         // Objects made one after the other lie one after the other.
@@ -358,7 +365,7 @@ impl<M: Memory> PageCache<M> {
         };
         let whole = self.inner.read(Addr(block), bytes);
         let mut loaded = Vec::with_capacity(count);
-        for (at, bytes) in (block..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
+        for (at, bytes) in from(block).zip(bytes.chunks_exact_mut(BLOCK)) {
             loaded.push(match whole {
                 Ok(()) => WHOLE,
                 // A neighbour is not mapped.
@@ -366,7 +373,7 @@ impl<M: Memory> PageCache<M> {
                 Err(ReadError::Gone | ReadError::Denied) => 0,
             });
         }
-        for ((at, slot), pages) in (block..).step_by(BLOCK).zip(slot..).zip(loaded) {
+        for ((at, slot), pages) in from(block).zip(slot..).zip(loaded) {
             state.remember(at, Held { slot, pages });
         }
         state.blocks.get(&block).copied().unwrap_or(nothing)
@@ -429,3 +436,6 @@ impl<M: Memory> Memory for PageCache<M> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
