@@ -453,6 +453,7 @@ async fn receive_all(
             let (id, reply) = match message {
                 Ok(Some(ToOperator::Accepted { id })) => (id, Reply::Accepted),
                 Ok(Some(ToOperator::Finished { outcome })) => {
+                    let outcome = Arc::unwrap_or_clone(outcome);
                     (outcome.id.clone(), Reply::Finished(Box::new(outcome)))
                 }
                 Ok(Some(ToOperator::Refused {

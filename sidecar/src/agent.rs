@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use requests::{Begin, Requests};
 use sidewinder_linux::{hardening, signals};
-use sidewinder_model::wire::MAX_PAYLOAD_BYTES;
 use sidewinder_model::{
     MAX_SCRIPT_BYTES, Outcome, PROTOCOL, Reason, Request, TargetOutcome, ToAgent, ToOperator,
 };
@@ -338,7 +337,7 @@ fn start(
             }
         }
         Begin::Attached => answers.send(ToOperator::Accepted { id })?,
-        Begin::Finished(outcome) => answers.send(ToOperator::Finished { outcome: *outcome })?,
+        Begin::Finished(outcome) => answers.send(ToOperator::Finished { outcome })?,
         Begin::Full => answers.send(ToOperator::Refused {
             id,
             reason: Reason::QueueFull,
@@ -352,8 +351,7 @@ fn start(
 }
 
 fn finish(agent: &Agent, outcome: Outcome) {
-    // Room for the message around the outcome.
-    let (outcome, bytes) = fit(outcome, MAX_PAYLOAD_BYTES - 1024);
+    let (outcome, bytes) = fit(outcome, requests::KEEP_BYTES);
     agent.requests().finish(outcome, bytes, Instant::now());
     agent.changed.notify_all();
 }
@@ -382,15 +380,11 @@ fn carry_out(instance: &str, request: &Request, cancel: &Arc<AtomicBool>) -> Out
 
 /// Makes an outcome small enough to send: structured data goes first, then text.
 fn fit(mut outcome: Outcome, limit: usize) -> (Outcome, usize) {
-    let size =
-        |outcome: &Outcome| serde_json::to_vec(outcome).map_or(usize::MAX, |bytes| bytes.len());
-    let mut bytes = size(&outcome);
+    let mut bytes = framing::length(&outcome);
     while bytes > limit {
         let weight = |target: &TargetOutcome| {
-            target.text.len()
-                + target.data.as_ref().map_or(0, |data| {
-                    serde_json::to_vec(data).map_or(0, |json| json.len())
-                })
+            let data = target.data.as_ref().map_or(0, framing::length);
+            target.text.len().saturating_add(data)
         };
         let Some(largest) = outcome
             .targets
@@ -408,7 +402,7 @@ fn fit(mut outcome: Outcome, limit: usize) -> (Outcome, usize) {
         } else {
             largest.text = String::new();
         }
-        bytes = size(&outcome);
+        bytes = framing::length(&outcome);
     }
     (outcome, bytes)
 }

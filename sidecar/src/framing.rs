@@ -1,6 +1,6 @@
 //! Messages over a byte stream: the thin end of [`sidewinder_model::wire`].
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -27,23 +27,64 @@ pub enum FrameError {
     TooLong(usize),
 }
 
-/// Encodes a message as one frame.
-pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
-    let payload = serde_json::to_vec(message)?;
-    let header = Header {
-        length: payload.len(),
-        digest: Sha256::digest(&payload).into(),
-    };
-    let header = header.encode().ok_or(FrameError::TooLong(payload.len()))?;
-    let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
-    frame.extend_from_slice(&header);
-    frame.extend_from_slice(&payload);
-    Ok(frame)
+/// Counts and digests what is written to it.
+#[derive(Default)]
+struct Measure {
+    length: usize,
+    digest: Sha256,
 }
 
-/// Writes a message and flushes.
+impl Write for Measure {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.length = self.length.saturating_add(bytes.len());
+        self.digest.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Counts what is written to it.
+struct Count(usize);
+
+impl Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = self.0.saturating_add(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many bytes a value takes in a message.
+pub fn length(value: &impl Serialize) -> usize {
+    let mut count = Count(0);
+    match serde_json::to_writer(&mut count, value) {
+        Ok(()) => count.0,
+        Err(_) => usize::MAX,
+    }
+}
+
+/// Writes a message as one frame and flushes. It is encoded twice, once for its digest: an answer may be so large that a
+/// copy of it is too much.
 pub fn write<T: Serialize>(stream: &mut impl Write, message: &T) -> Result<(), FrameError> {
-    stream.write_all(&encode(message)?)?;
+    let mut measure = BufWriter::new(Measure::default());
+    serde_json::to_writer(&mut measure, message)?;
+    let measure = measure
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    let header = Header {
+        length: measure.length,
+        digest: measure.digest.finalize().into(),
+    };
+    let header = header.encode().ok_or(FrameError::TooLong(measure.length))?;
+    let mut stream = BufWriter::with_capacity(64 << 10, stream);
+    stream.write_all(&header)?;
+    serde_json::to_writer(&mut stream, message)?;
     Ok(stream.flush()?)
 }
 
@@ -85,6 +126,13 @@ mod tests {
     use sidewinder_model::ToAgent;
 
     use super::*;
+
+    fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
+        let mut frame = Vec::new();
+        write(&mut frame, message)?;
+        assert_eq!(length(message), frame.len() - HEADER_BYTES);
+        Ok(frame)
+    }
 
     #[test]
     fn messages_follow_each_other_and_the_end_is_clean() {

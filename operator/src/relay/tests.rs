@@ -128,7 +128,7 @@ async fn requests_overlap_and_each_gets_its_own_answer() {
     }
     for id in ["b", "a"] {
         peer.send(&ToOperator::Finished {
-            outcome: outcome(id, &id.repeat(200_000)),
+            outcome: outcome(id, &id.repeat(200_000)).into(),
         })
         .await;
     }
@@ -175,7 +175,7 @@ async fn a_message_with_a_wrong_digest_ends_the_stream_for_everybody() {
     let mut first = agent.ask(&request("a")).await.unwrap();
     let mut second = agent.ask(&request("b")).await.unwrap();
     let mut frame = frame::encode(&ToOperator::Finished {
-        outcome: outcome("a", "the answer"),
+        outcome: outcome("a", "the answer").into(),
     })
     .unwrap();
     let last = frame.len() - 5;
@@ -196,7 +196,7 @@ async fn a_stream_cut_inside_an_answer_is_no_answer() {
     let (agent, mut peer) = open().await;
     let mut replies = agent.ask(&request("a")).await.unwrap();
     let frame = frame::encode(&ToOperator::Finished {
-        outcome: outcome("a", "the answer"),
+        outcome: outcome("a", "the answer").into(),
     })
     .unwrap();
     peer.raw(&frame[..frame.len() - 1]).await;
@@ -281,7 +281,7 @@ async fn an_agent_that_answers_pings_may_work_for_long() {
             other = peer.next() => panic!("{other:?}"),
         }
         peer.send(&ToOperator::Finished {
-            outcome: outcome("a", "late"),
+            outcome: outcome("a", "late").into(),
         })
         .await;
     };

@@ -3,6 +3,8 @@
 //! The operator sends [`ToAgent::Hello`], the agent answers [`ToOperator::Hello`]; then requests may overlap, each
 //! told apart by its id. The agent keeps an outcome until [`ToAgent::Acknowledge`].
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Outcome, Reason, Request};
@@ -67,7 +69,7 @@ pub enum ToOperator {
     /// The request has ended. Repeated until acknowledged, whenever it is asked for again.
     Finished {
         /// What came of it.
-        outcome: Outcome,
+        outcome: Arc<Outcome>,
     },
     /// The request was not begun and will not be.
     Refused {

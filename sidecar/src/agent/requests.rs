@@ -28,7 +28,7 @@ pub enum Begin {
     /// It runs already; whoever asked will be told.
     Attached,
     /// It has ended.
-    Finished(Box<Outcome>),
+    Finished(Arc<Outcome>),
     /// Too many run.
     Full,
 }
@@ -39,7 +39,7 @@ enum Entry {
         watchers: Vec<Sender<ToOperator>>,
     },
     Finished {
-        outcome: Box<Outcome>,
+        outcome: Arc<Outcome>,
         bytes: usize,
         at: Instant,
     },
@@ -83,7 +83,7 @@ impl Requests {
                 watchers.push(watcher.clone());
                 return Begin::Attached;
             }
-            Some(Entry::Finished { outcome, .. }) => return Begin::Finished(outcome.clone()),
+            Some(Entry::Finished { outcome, .. }) => return Begin::Finished(Arc::clone(outcome)),
             None => {}
         }
         if let Some((_, why)) = self.forgotten.iter().find(|(known, _)| known == id) {
@@ -92,7 +92,7 @@ impl Requests {
                 instance: self.instance.clone(),
                 targets: vec![TargetOutcome::failed(Reason::SidecarLost, *why)],
             };
-            return Begin::Finished(Box::new(outcome));
+            return Begin::Finished(Arc::new(outcome));
         }
         if running >= MAX_RUNNING {
             return Begin::Full;
@@ -112,11 +112,12 @@ impl Requests {
     pub fn finish(&mut self, outcome: Outcome, bytes: usize, now: Instant) {
         self.last_use = now;
         let id = outcome.id.clone();
+        let outcome = Arc::new(outcome);
         if let Some(Entry::Running { watchers, .. }) = self.entries.remove(&id) {
             for watcher in watchers {
                 // A connection that has gone asks again on its next one.
                 let _ = watcher.send(ToOperator::Finished {
-                    outcome: outcome.clone(),
+                    outcome: Arc::clone(&outcome),
                 });
             }
         }
@@ -124,7 +125,7 @@ impl Requests {
         self.entries.insert(
             id,
             Entry::Finished {
-                outcome: Box::new(outcome),
+                outcome,
                 bytes,
                 at: now,
             },

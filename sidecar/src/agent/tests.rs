@@ -1,5 +1,6 @@
 //! The protocol, spoken to a real agent over a socket pair.
 
+use sidewinder_model::wire::MAX_PAYLOAD_BYTES;
 use sidewinder_model::{Action, ExecRequest};
 
 use super::*;
@@ -154,7 +155,9 @@ fn an_agent_that_leaves_ends_its_requests_and_waits_until_their_outcomes_are_saf
         panic!("no outcome")
     };
     let mut peer = Peer::introduced(&agent, PROTOCOL);
-    peer.send(&ToAgent::Acknowledge { id: outcome.id });
+    peer.send(&ToAgent::Acknowledge {
+        id: outcome.id.clone(),
+    });
     assert_eq!(left.join().unwrap(), 0);
 }
 

@@ -72,7 +72,8 @@ impl Connect for Agents {
                         id,
                         instance: agents.instance.into(),
                         targets: vec![TargetOutcome::failed(reason, "")],
-                    },
+                    }
+                    .into(),
                 };
                 let reply = match message {
                     ToAgent::Hello { .. } => ToOperator::Hello {
