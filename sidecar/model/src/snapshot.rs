@@ -16,26 +16,24 @@ impl Id {
 
     /// The address as text, written into the end of `buffer`: answers hold hundreds of thousands of them.
     pub fn text<'b>(&self, buffer: &'b mut [u8; Self::TEXT]) -> &'b str {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        const DIGITS: [u8; 16] = *b"0123456789abcdef";
         let mut rest = self.0;
-        let mut start = Self::TEXT;
-        let mut put = |byte| {
-            start = start.saturating_sub(1);
-            if let Some(place) = buffer.get_mut(start) {
-                *place = byte;
-            }
-        };
-        loop {
-            put(DIGITS.get((rest & 15) as usize).copied().unwrap_or(b'0'));
+        for place in buffer.iter_mut().rev() {
+            *place = DIGITS[(rest & 15) as usize];
             rest >>= 4;
-            if rest == 0 {
-                break;
-            }
         }
-        put(b'x');
-        put(b'0');
+        let start = Self::TEXT.saturating_sub(self.text_len());
+        for (place, byte) in buffer.iter_mut().skip(start).zip(*b"0x") {
+            *place = byte;
+        }
         let text = buffer.get(start..).unwrap_or_default();
         std::str::from_utf8(text).unwrap_or_default()
+    }
+
+    /// Bytes of its text.
+    pub fn text_len(&self) -> usize {
+        let digits = (u64::BITS - self.0.leading_zeros()).div_ceil(4).max(1);
+        digits as usize + 2
     }
 }
 

@@ -38,6 +38,8 @@ struct Rows<'a> {
 /// Takes the cells of the rows, one after the other.
 trait Cells {
     fn cell(&mut self, text: &str) -> fmt::Result;
+
+    fn id(&mut self, id: Id) -> fmt::Result;
 }
 
 /// The first pass: how wide each column is.
@@ -49,15 +51,26 @@ struct Widths {
 
 impl Cells for Widths {
     fn cell(&mut self, text: &str) -> fmt::Result {
+        self.widen(width(text));
+        Ok(())
+    }
+
+    fn id(&mut self, id: Id) -> fmt::Result {
+        self.widen(id.text_len());
+        Ok(())
+    }
+}
+
+impl Widths {
+    fn widen(&mut self, width: usize) {
         if let Some(widest) = self.widths.get_mut(self.column) {
-            *widest = width(text).max(*widest);
+            *widest = width.max(*widest);
         }
         self.column = self
             .column
             .checked_add(1)
             .filter(|next| *next < HEAD.len())
             .unwrap_or(0);
-        Ok(())
     }
 }
 
@@ -81,6 +94,10 @@ impl<W: fmt::Write> Cells for Writer<'_, W> {
         self.column = next;
         let pad = widest.saturating_sub(width(text)).saturating_add(2);
         self.out.write_str(BLANKS.get(..pad).unwrap_or(BLANKS))
+    }
+
+    fn id(&mut self, id: Id) -> fmt::Result {
+        self.cell(id.text(&mut [0; Id::TEXT]))
     }
 }
 
@@ -109,7 +126,7 @@ impl<'a> Rows<'a> {
     }
 
     fn row(&mut self, task: &'a Task, cells: &mut impl Cells) -> fmt::Result {
-        cells.cell(task.id.text(&mut [0; Id::TEXT]))?;
+        cells.id(task.id)?;
         cells.cell(&clip(&line(&task.name), CELL_CHARS))?;
         if self.tid.0 != task.tid {
             let text = task
