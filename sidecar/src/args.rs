@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sidewinder_model::{ThreadChoice, WakePolicy};
+use sidewinder_model::{Locals, ThreadChoice, WakePolicy};
 
 /// Reads a running Python process, or runs a script in it, without preparing or restarting it.
 #[derive(Debug, Parser)]
@@ -79,7 +79,7 @@ pub enum Command {
         #[arg(short, long, value_enum, default_value_t = TextOrJson::Text)]
         output: TextOrJson,
     },
-    /// Record the memory that a snapshot reads, without the values of local variables, for a bug report or a test.
+    /// Record the memory that a snapshot reads, for a bug report or a test.
     Record {
         /// The process.
         #[arg(long, value_name = "N")]
@@ -87,6 +87,9 @@ pub enum Command {
         /// The file to write. It must not exist.
         #[arg(long)]
         out: PathBuf,
+        /// Which local variables can be shown from the recording. Values may be secrets: a recording masks nothing.
+        #[arg(long, value_enum, default_value_t = LocalsArg::Types)]
+        locals: LocalsArg,
     },
     /// Serve requests on the socket in /run/sidewinder. This is what the operator starts.
     Agent {
@@ -157,6 +160,16 @@ pub enum WakeArg {
     Interrupt,
     /// Nothing.
     Never,
+}
+
+impl From<LocalsArg> for Locals {
+    fn from(arg: LocalsArg) -> Self {
+        match arg {
+            LocalsArg::None => Self::None,
+            LocalsArg::Types => Self::Types,
+            LocalsArg::Values => Self::Values,
+        }
+    }
 }
 
 impl From<WakeArg> for WakePolicy {

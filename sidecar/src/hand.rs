@@ -19,7 +19,7 @@ use sidewinder_model::{
     Action, Data, ExecRequest, Locals, MAX_SCRIPT_BYTES, Reason, TargetOutcome, TaskFormat,
 };
 
-use crate::args::{Command, LocalsArg, Source, TextOrJson, TreeTableOrJson};
+use crate::args::{Command, Source, TextOrJson, TreeTableOrJson};
 use crate::capture::capture;
 use crate::discover::{self, Discovery, Found};
 use crate::perform::{self, Bounds};
@@ -44,18 +44,13 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             source,
             output,
             locals,
-        } => {
-            let locals = match locals {
-                LocalsArg::None => Locals::None,
-                LocalsArg::Types => Locals::Types,
-                LocalsArg::Values => Locals::Values,
-            };
-            snapshot(
-                &source,
-                &Action::Stacks { locals },
-                output == TextOrJson::Json,
-            )
-        }
+        } => snapshot(
+            &source,
+            &Action::Stacks {
+                locals: locals.into(),
+            },
+            output == TextOrJson::Json,
+        ),
         Command::Tasks { source, output } => {
             let format = if output == TreeTableOrJson::Table {
                 TaskFormat::Table
@@ -93,7 +88,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             };
             exec(pid, &Action::Exec(request), deadline, output)
         }
-        Command::Record { pid, out } => record(pid, &out),
+        Command::Record { pid, out, locals } => record(pid, &out, locals.into()),
         Command::Agent { .. } | Command::Relay | Command::Carrier { .. } => {
             bail!("not a command by hand")
         }
@@ -356,7 +351,7 @@ fn exec(
     answer(&outcome, action, output == TextOrJson::Json)
 }
 
-fn record(pid: i32, out: &Path) -> anyhow::Result<ExitCode> {
+fn record(pid: i32, out: &Path, locals: Locals) -> anyhow::Result<ExitCode> {
     let found = match find(pid) {
         Ok(found) => found,
         Err(outcome) => return answer(&outcome, &Action::Processes, false),
@@ -385,10 +380,10 @@ fn record(pid: i32, out: &Path) -> anyhow::Result<ExitCode> {
         limits.cache_bytes,
         |still, threads| {
             let recorder = Recorder::new(still, IMAGE_PAGES);
-            // What a reader of the image will ask for: the search, then both snapshots, names and types of locals
-            // included, their values not: a recording travels in bug reports.
+            // What a reader of the image will ask for: the search, then both snapshots. Values of locals are left out
+            // unless they are asked for: a recording travels in bug reports.
             let _ = Runtime::locate(&recorder, &mappings, &found.process);
-            let _ = sidewinder_decode::stacks(&recorder, runtime, threads, Locals::Types, &limits);
+            let _ = sidewinder_decode::stacks(&recorder, runtime, threads, locals, &limits);
             let _ = sidewinder_decode::tasks(&recorder, runtime, threads, &limits);
             Image::new(
                 mappings.clone(),
