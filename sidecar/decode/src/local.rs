@@ -9,58 +9,27 @@ use crate::decoder::{Decoder, Fault};
 use crate::frame::RawFrame;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
-use crate::text;
+
+mod container;
+mod instance;
+pub(crate) mod kind;
+mod machinery;
+mod number;
+mod secret;
+mod value;
+
+use secret::is_secret_name;
+use value::MASKED;
 
 // The kinds of a variable, `CO_FAST_*` in Include/internal/pycore_code.h.
 const HIDDEN: u8 = 0x10;
 const CELL: u8 = 0x40;
 const FREE: u8 = 0x80;
 
-/// What stands for a value whose name says that it is a secret.
-const MASKED: &str = "<masked>";
-
-/// Names of secrets: a part of the variable's name, split at underscores.
-const SECRET_PARTS: &[&str] = &[
-    "password",
-    "passwd",
-    "passphrase",
-    "pwd",
-    "secret",
-    "secrets",
-    "token",
-    "tokens",
-    "key",
-    "keys",
-    "apikey",
-    "credential",
-    "credentials",
-    "authorization",
-    "auth",
-    "cookie",
-    "cookies",
-    "jwt",
-    "bearer",
-    "otp",
-    "pin",
-];
-
-/// Text that makes a name a secret's wherever it stands in it.
-const SECRET_WORDS: &[&str] = &[
-    "password",
-    "passwd",
-    "secret",
-    "token",
-    "apikey",
-    "authorization",
-    "credential",
-];
-
-/// Whether a variable's name says that its value is a secret.
-pub(crate) fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    SECRET_WORDS.iter().any(|word| name.contains(word))
-        || name.split('_').any(|part| SECRET_PARTS.contains(&part))
-}
+/// The type of a variable whose memory could not be read.
+const UNREADABLE: &str = "unreadable";
+/// The name under which names are shown that do not live in a dict.
+const MAPPING: &str = "<locals>";
 
 impl<M: Memory + ?Sized> Decoder<'_, M> {
     pub(crate) fn locals(&self, frame: &RawFrame, code: &Code, wanted: Locals) -> Vec<Local> {
@@ -77,10 +46,16 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             match self.variable(variable, at, wanted) {
                 Ok(Some(local)) => locals.push(local),
                 Ok(None) => {}
-                Err(fault) => self.problem(format_args!(
-                    "{} of {}: {fault}",
-                    variable.name, code.function
-                )),
+                Err(fault) => {
+                    self.problem(format_args!(
+                        "{} of {}: {fault}",
+                        variable.name, code.function
+                    ));
+                    if matches!(fault, Fault::Limit(_)) {
+                        return locals;
+                    }
+                    locals.push(unreadable(variable.name.clone()));
+                }
             }
         }
         if let Err(fault) = self.names(frame, wanted, &mut locals) {
@@ -101,7 +76,12 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             .get(F::interpreter_frame_instr_ptr)
             .saturating_sub(16);
         let dict = self.pointer(frame.address.plus(at))?.untagged();
-        if dict.is_null() || !self.type_of(dict)?.is_dict() {
+        if dict.is_null() {
+            return Ok(());
+        }
+        if !self.type_of(dict)?.is_dict() {
+            // `exec` takes any mapping, and only its own code knows what it holds.
+            locals.push(self.local(MAPPING.to_owned(), dict, wanted)?);
             return Ok(());
         }
         let mut failed = None;
@@ -113,19 +93,23 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                 ));
                 return ControlFlow::Break(());
             }
-            match self.string(key).and_then(|name| {
-                // The machinery of modules is of no interest.
-                if name.starts_with("__") && name.ends_with("__") {
-                    return Ok(None);
-                }
-                self.local(name, value, wanted).map(Some)
-            }) {
-                Ok(local) => locals.extend(local),
+            let Ok(name) = self.string(key) else {
+                return ControlFlow::Continue(());
+            };
+            // The machinery of modules is of no interest.
+            if is_dunder(&name) {
+                return ControlFlow::Continue(());
+            }
+            match self.local(name.clone(), value, wanted) {
+                Ok(local) => locals.push(local),
                 Err(fault @ Fault::Limit(_)) => {
                     failed = Some(fault);
                     return ControlFlow::Break(());
                 }
-                Err(_) => {}
+                Err(fault) => {
+                    self.problem(format_args!("{name}: {fault}"));
+                    locals.push(unreadable(name));
+                }
             }
             ControlFlow::Continue(())
         })?;
@@ -167,15 +151,26 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         at: Addr,
         wanted: Locals,
     ) -> Result<Option<Local>, Fault> {
+        // Cells in which a class body keeps what `super()` and annotations need.
+        if variable.kind & CELL != 0 && is_dunder(&variable.name) {
+            return Ok(None);
+        }
         let reference = self.u64(at)?;
         // References carry their kind in the two low bits: 3 is a small int in place, a lone 1 is null.
         if reference & 3 == 3 {
-            let value = reference.cast_signed() >> 2;
-            return self
-                .shown(variable.name.clone(), "int".to_owned(), wanted, || {
-                    Ok(Some(value.to_string()))
-                })
-                .map(Some);
+            let number = (reference.cast_signed() >> 2).to_string();
+            self.take_local(&variable.name, &number)?;
+            return Ok(Some(Local {
+                name: variable.name.clone(),
+                type_name: "int".to_owned(),
+                value: (wanted == Locals::Values).then(|| {
+                    if is_secret_name(&variable.name) {
+                        MASKED.to_owned()
+                    } else {
+                        number
+                    }
+                }),
+            }));
         }
         let mut object = Addr(reference).untagged();
         if !object.is_null()
@@ -189,6 +184,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             if variable.kind & HIDDEN != 0 {
                 return Ok(None);
             }
+            self.take_local(&variable.name, "unbound")?;
             return Ok(Some(Local {
                 name: variable.name.clone(),
                 type_name: "unbound".to_owned(),
@@ -198,24 +194,17 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         self.local(variable.name.clone(), object, wanted).map(Some)
     }
 
-    fn local(&self, name: String, object: Addr, wanted: Locals) -> Result<Local, Fault> {
-        let kind = self.type_of(object)?;
-        self.shown(name, kind.short_name().to_owned(), wanted, || {
-            self.value(object).map(Some)
-        })
+    /// Takes what a variable costs, with its name and another text.
+    fn take_local(&self, name: &str, other: &str) -> Result<(), Fault> {
+        let text = name.len().saturating_add(other.len());
+        self.take_text(size_of::<Local>().saturating_add(text))
     }
 
-    fn shown(
-        &self,
-        name: String,
-        type_name: String,
-        wanted: Locals,
-        value: impl FnOnce() -> Result<Option<String>, Fault>,
-    ) -> Result<Local, Fault> {
-        self.take_text(name.len().saturating_add(type_name.len()))?;
+    fn local(&self, name: String, object: Addr, wanted: Locals) -> Result<Local, Fault> {
+        let type_name = self.full_name(&*self.type_of(object)?);
+        self.take_local(&name, &type_name)?;
         let value = match wanted {
-            Locals::Values if is_secret(&name) => Some(MASKED.to_owned()),
-            Locals::Values => value()?,
+            Locals::Values => Some(self.value(&name, object)?),
             Locals::None | Locals::Types => None,
         };
         Ok(Local {
@@ -224,84 +213,16 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             value,
         })
     }
+}
 
-    /// A value as Python would write it, where that needs no code of the target; otherwise its length or address.
-    fn value(&self, object: Addr) -> Result<String, Fault> {
-        let kind = self.type_of(object)?;
-        let length = |n: usize| format!("{} of {n}", kind.short_name());
-        let value = match kind.name.as_str() {
-            "NoneType" => "None".to_owned(),
-            "ellipsis" => "Ellipsis".to_owned(),
-            "bool" => if self.small_int(object)? == 0 {
-                "False"
-            } else {
-                "True"
-            }
-            .to_owned(),
-            "float" => text::float(self.f64(self.member(object, F::float_object_ob_fval))?),
-            "set" | "frozenset" => length(self.size(object, F::set_object_used)?),
-            _ if kind.is_int() => self.int(object)?,
-            _ if kind.is_str() => text::quoted(&self.string(object)?),
-            _ if kind.is_bytes() => {
-                let size = self.size(object, F::bytes_object_ob_size)?;
-                let read = size.min(self.limits.string_bytes);
-                let quoted = text::quoted_bytes(
-                    &self.bytes(self.member(object, F::bytes_object_ob_sval), read)?,
-                );
-                if read < size {
-                    format!("{quoted}… ({size} bytes)")
-                } else {
-                    quoted
-                }
-            }
-            _ if kind.is_list() => length(self.size(object, F::list_object_ob_size)?),
-            _ if kind.is_tuple() => length(self.size(object, F::tuple_object_ob_size)?),
-            // `ma_used` is the first member after the object's head.
-            _ if kind.is_dict() => length(self.size(object, F::pyobject_size)?),
-            _ if kind.is_type() => {
-                let name = self.pointer(self.member(object, F::type_object_tp_name))?;
-                format!(
-                    "<class '{}'>",
-                    self.c_string(name, self.limits.string_bytes)?
-                )
-            }
-            _ => format!("<{} at {object}>", kind.short_name()),
-        };
-        let clipped = text::clip(&value, self.limits.string_bytes.saturating_mul(2));
-        self.take_text(clipped.len())?;
-        Ok(clipped)
+fn unreadable(name: String) -> Local {
+    Local {
+        name,
+        type_name: UNREADABLE.to_owned(),
+        value: None,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::is_secret;
-
-    #[test]
-    fn names_of_secrets() {
-        for name in [
-            "password",
-            "db_password",
-            "API_KEY",
-            "access_token",
-            "accessToken",
-            "Authorization",
-            "auth",
-            "client_secret",
-            "key",
-        ] {
-            assert!(is_secret(name), "{name}");
-        }
-        for name in [
-            "author",
-            "monkey",
-            "keyboard",
-            "passenger",
-            "pinned",
-            "result",
-            "keyed",
-        ] {
-            assert!(!is_secret(name), "{name}");
-        }
-    }
+fn is_dunder(name: &str) -> bool {
+    name.starts_with("__") && name.ends_with("__")
 }

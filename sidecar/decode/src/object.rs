@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use crate::coroutine::Awaitable;
 use crate::decoder::{Decoder, Fault, HashMap};
+use crate::local::kind::Lineage;
 use crate::memory::{Addr, Memory, PAGE};
 use crate::offsets::Field as F;
 use crate::text;
 
 /// No type's name is longer.
 const MAX_TYPE_NAME: usize = 512;
-/// Digits of 30 bits beyond which an int is shown by its size: more than a thousand decimal digits.
-const MAX_DIGITS: usize = 128;
+/// Digits of 30 bits beyond which an int is shown by its size. Python itself refuses to write one of more than 4300
+/// decimal digits: <https://docs.python.org/3/library/stdtypes.html#int-max-str-digits>.
+const MAX_DIGITS: usize = 477;
 /// Classes between one and asyncio's.
 const MAX_BASES: usize = 64;
 /// The largest set table looked at, in entries.
@@ -30,7 +32,11 @@ pub(crate) struct Type {
     /// What its objects are to a chain of awaits.
     pub(crate) awaitable: Awaitable,
     flags: u64,
-    address: Addr,
+    pub(crate) address: Addr,
+    /// Its name with its module.
+    pub(crate) full_name: OnceCell<String>,
+    /// Which built-in type it is derived from.
+    pub(crate) lineage: OnceCell<Lineage>,
     /// Whether it is asyncio's future written in C, or derived from it.
     future: OnceCell<bool>,
 }
@@ -48,11 +54,15 @@ impl Type {
     }
 
     // The bits of tp_flags, Include/object.h.
-    fn inline_values(&self) -> bool {
+    pub(crate) fn inline_values(&self) -> bool {
         self.has(2)
     }
-    fn managed_dict(&self) -> bool {
+    pub(crate) fn managed_dict(&self) -> bool {
         self.has(4)
+    }
+    /// Whether it was made at run time: by a class statement, or by an extension from a description.
+    pub(crate) fn is_heap(&self) -> bool {
+        self.has(9)
     }
     pub(crate) fn is_int(&self) -> bool {
         self.has(24)
@@ -72,9 +82,24 @@ impl Type {
     pub(crate) fn is_dict(&self) -> bool {
         self.has(29)
     }
-    pub(crate) fn is_type(&self) -> bool {
-        self.has(31)
-    }
+}
+
+/// In which order the values of a split table are visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// That of the class's keys, which is enough to find one.
+    OfKeys,
+    /// That in which they were set.
+    OfValues,
+}
+
+/// Where the characters of a `str` stand.
+struct StringData {
+    data: Addr,
+    /// How many there are.
+    length: usize,
+    /// Bytes of one.
+    width: usize,
 }
 
 /// The types that were met.
@@ -133,6 +158,8 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             name,
             flags: self.u64(self.member(at, F::type_object_tp_flags))?,
             address: at,
+            full_name: OnceCell::new(),
+            lineage: OnceCell::new(),
             future: OnceCell::new(),
         });
         self.types.borrow_mut().insert(Rc::clone(&found));
@@ -153,13 +180,17 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                 future = true;
                 break;
             }
-            // `tp_base` follows `tp_flags` after ten other words.
-            at = self.pointer(self.member(at, F::type_object_tp_flags).plus(88))?;
+            at = self.type_base(at)?;
             if at.is_null() {
                 break;
             }
         }
         Ok(*kind.future.get_or_init(|| future))
+    }
+
+    /// `tp_base`, which follows `tp_flags` after ten other words.
+    pub(crate) fn type_base(&self, class: Addr) -> Result<Addr, Fault> {
+        self.pointer(self.member(class, F::type_object_tp_flags).plus(88))
     }
 
     /// A string that ends with a zero byte.
@@ -188,12 +219,29 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     }
 
     pub(crate) fn string_up_to(&self, object: Addr, max: usize) -> Result<String, Fault> {
+        let string = self.string_data(object)?;
+        // One character more than fits shows whether something had to be left out.
+        let read = string.length.min(max.saturating_add(1));
+        let bytes = self.bytes(string.data, read.saturating_mul(string.width))?;
+        let decoded = text::decode(&bytes, string.width);
+        let clipped = text::clip(&decoded, max);
+        self.take_text(clipped.len())?;
+        Ok(clipped)
+    }
+
+    /// The first code points of a `str`, and how many it has in all.
+    pub(crate) fn code_points(&self, object: Addr, max: usize) -> Result<(Vec<u32>, usize), Fault> {
+        let string = self.string_data(object)?;
+        let read = string.length.min(max);
+        let bytes = self.bytes(string.data, read.saturating_mul(string.width))?;
+        Ok((text::code_points(&bytes, string.width), string.length))
+    }
+
+    fn string_data(&self, object: Addr) -> Result<StringData, Fault> {
         if !self.type_of(object)?.is_str() {
             return Err(Fault::Invalid("not a string"));
         }
-        let length = self.i64(self.member(object, F::unicode_object_length))?;
-        let length =
-            usize::try_from(length).map_err(|_| Fault::Invalid("a string of negative length"))?;
+        let length = self.size(object, F::unicode_object_length)?;
         let state = self.u32(self.member(object, F::unicode_object_state))?;
         // The bit-field begins with `interned`, two bits wide, but a whole byte in free-threaded builds.
         let bits = if self.runtime.free_threaded() {
@@ -216,13 +264,11 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         } else {
             object.plus(self.compact_unicode_size())
         };
-        // One character more than fits shows whether something had to be left out.
-        let read = length.min(max.saturating_add(1));
-        let bytes = self.bytes(data, read.saturating_mul(width))?;
-        let decoded = text::decode(&bytes, width);
-        let clipped = text::clip(&decoded, max);
-        self.take_text(clipped.len())?;
-        Ok(clipped)
+        Ok(StringData {
+            data,
+            length,
+            width,
+        })
     }
 
     /// 3.14's table has no word for it: the two words `utf8_length` and `utf8` follow the ASCII object.
@@ -260,13 +306,28 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         usize::try_from(size).map_err(|_| Fault::Invalid("a negative size"))
     }
 
-    /// An `int` in decimal, or its size where it has more than some thousand bits.
+    /// An `int` in decimal, or its size where it has more digits than Python would write.
     pub(crate) fn int(&self, object: Addr) -> Result<String, Fault> {
+        self.int_up_to(object, MAX_DIGITS)
+    }
+
+    /// An `int` in decimal, or its size where it has more than so many digits of 30 bits.
+    pub(crate) fn int_up_to(&self, object: Addr, max: usize) -> Result<String, Fault> {
         let tag = self.u64(self.member(object, F::long_object_lv_tag))?;
         let digits =
             usize::try_from(tag >> 3).map_err(|_| Fault::Invalid("an int of impossible size"))?;
-        if digits > MAX_DIGITS {
-            return Ok(format!("<int of about {} bits>", digits.saturating_mul(30)));
+        if digits > max.min(MAX_DIGITS) {
+            let below = digits.saturating_sub(1);
+            let highest = self.u32(
+                self.member(object, F::long_object_ob_digit)
+                    .plus(u64::try_from(below).unwrap_or(u64::MAX).saturating_mul(4)),
+            )?;
+            let bits = u64::try_from(below)
+                .unwrap_or(u64::MAX)
+                .saturating_mul(30)
+                .saturating_add(u64::from(32_u32.saturating_sub(highest.leading_zeros())));
+            let sign = if tag & 3 == 2 { "negative " } else { "" };
+            return Ok(format!("<{sign}int of {bits} bits>"));
         }
         let bytes = self.bytes(
             self.member(object, F::long_object_ob_digit),
@@ -330,6 +391,43 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         Ok(items)
     }
 
+    /// The first live entries of a set in the order of its table, as iterating over it would give them, and how many
+    /// it has. Not more than `scan` entries of the table are looked at.
+    pub(crate) fn first_set_items(
+        &self,
+        set: Addr,
+        max: usize,
+        scan: usize,
+    ) -> Result<(Vec<Addr>, usize), Fault> {
+        let mask = self.u64(self.member(set, F::set_object_mask))?;
+        let used = self.size(set, F::set_object_used)?;
+        let table = self.pointer(self.member(set, F::set_object_table))?;
+        let wanted = used.min(max);
+        let mut items = Vec::new();
+        if wanted == 0 {
+            return Ok((items, used));
+        }
+        let entries = usize::try_from(mask)
+            .unwrap_or(usize::MAX)
+            .saturating_add(1)
+            .min(scan);
+        self.entries(table, entries, 16, |entry| {
+            let (words, _) = entry.as_chunks::<8>();
+            if let [key, hash] = words {
+                let (key, hash) = (u64::from_le_bytes(*key), u64::from_le_bytes(*hash));
+                if key != 0 && hash != u64::MAX {
+                    items.push(Addr(key));
+                }
+            }
+            if items.len() >= wanted {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        Ok((items, used))
+    }
+
     /// Visits equally long entries of an array, reading some KiB at a time.
     fn entries(
         &self,
@@ -368,14 +466,43 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         self.keys_entries(keys, values, visit)
     }
 
+    /// Visits the first entries of a dict in insertion order, empty ones of removed keys counted.
+    pub(crate) fn first_dict_entries(
+        &self,
+        dict: Addr,
+        max: usize,
+        visit: impl FnMut(Addr, Addr) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        let keys = self.pointer(self.member(dict, F::dict_object_ma_keys))?;
+        let values = self.pointer(self.member(dict, F::dict_object_ma_values))?;
+        self.first_keys_entries(keys, values, max, Order::OfValues, visit)
+            .map(drop)
+    }
+
     /// Visits the entries of a keys object, with the values of a split table where there are some.
-    /// The layout has been the same since 3.12: `Include/internal/pycore_dict.h`.
     fn keys_entries(
         &self,
         keys: Addr,
         values: Addr,
-        mut visit: impl FnMut(Addr, Addr) -> ControlFlow<()>,
+        visit: impl FnMut(Addr, Addr) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
+        let max = self.limits.dict_entries;
+        if self.first_keys_entries(keys, values, max, Order::OfKeys, visit)? > max {
+            self.problem("a dict has more entries than the limit: the others are left out");
+        }
+        Ok(())
+    }
+
+    /// Visits at most so many entries of a keys object, with the values of a split table where there are some; the number is that of all. The layout has been the same since
+    /// 3.12: `Include/internal/pycore_dict.h`.
+    pub(crate) fn first_keys_entries(
+        &self,
+        keys: Addr,
+        values: Addr,
+        max: usize,
+        order: Order,
+        mut visit: impl FnMut(Addr, Addr) -> ControlFlow<()>,
+    ) -> Result<usize, Fault> {
         let header = self.bytes(keys, 32)?;
         let byte = |n: usize| header.get(n).copied().unwrap_or(0);
         let (log2_index_bytes, kind) = (byte(9), byte(10));
@@ -391,18 +518,14 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         let entries = keys
             .plus(32)
             .plus(1_u64.checked_shl(u32::from(log2_index_bytes)).unwrap_or(0));
-        if count > self.limits.dict_entries {
-            self.problem("a dict has more entries than the limit: the others are left out");
+        let all = count;
+        let count = count.min(max);
+        if kind == 2 && !values.is_null() {
+            return self
+                .split_entries(entries, count, values, order, visit)
+                .map(|()| all);
         }
-        let count = count.min(self.limits.dict_entries);
-        let split = if kind == 2 && !values.is_null() {
-            Some(values.plus(8))
-        } else {
-            None
-        };
         let width = if kind == 0 { 24 } else { 16 };
-        let mut index = 0_u64;
-        let mut failed = None;
         self.entries(entries, count, width, |entry| {
             let (words, _) = entry.as_chunks::<8>();
             let (key, value) = match words {
@@ -411,23 +534,48 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                 }
                 _ => return ControlFlow::Break(()),
             };
-            let value = match split {
-                None => Addr(value),
-                Some(values) => match self.pointer(values.plus(index.saturating_mul(8))) {
-                    Ok(value) => value,
-                    Err(fault) => {
-                        failed = Some(fault);
-                        return ControlFlow::Break(());
-                    }
-                },
-            };
-            index = index.saturating_add(1);
-            if key == 0 || value.is_null() {
+            if key == 0 || value == 0 {
                 return ControlFlow::Continue(());
             }
-            visit(Addr(key), value)
+            visit(Addr(key), Addr(value))
         })?;
-        failed.map_or(Ok(()), Err)
+        Ok(all)
+    }
+
+    /// Visits the entries of a split table: the keys are the class's, the values the instance's. `_PyDictValues` is how
+    /// many values there is room for, how many there are, two flags, the values, and in which order they were set.
+    fn split_entries(
+        &self,
+        keys: Addr,
+        count: usize,
+        values: Addr,
+        order: Order,
+        mut visit: impl FnMut(Addr, Addr) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        let count = count.min(usize::from(u8::MAX));
+        let first = values.plus(8);
+        let order = match order {
+            Order::OfKeys => (0..=u8::MAX).take(count).collect(),
+            Order::OfValues => {
+                let [capacity, used, ..] = self.u32(values)?.to_le_bytes();
+                let room = u64::from(capacity).saturating_mul(8);
+                self.bytes(first.plus(room), usize::from(used.min(capacity)))?
+            }
+        };
+        let keys = self.bytes(keys, count.saturating_mul(16))?;
+        let (keys, _) = keys.as_chunks::<16>();
+        for index in order {
+            let Some(key) = keys.get(usize::from(index)) else {
+                continue;
+            };
+            let (key, _) = key.as_chunks::<8>();
+            let key = Addr(key.first().map_or(0, |key| u64::from_le_bytes(*key)));
+            let value = self.pointer(first.plus(u64::from(index).saturating_mul(8)))?;
+            if !key.is_null() && !value.is_null() && visit(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The value of a dict whose keys are strings.
@@ -455,36 +603,52 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
 
     /// An attribute that an instance of a class written in Python has in its own dict or inline values.
     pub(crate) fn attribute(&self, object: Addr, name: &str) -> Result<Option<Addr>, Fault> {
-        let kind = self.type_of(object)?;
-        if !kind.managed_dict() {
-            return Ok(None);
-        }
-        // Before the object stand its garbage collector's header (two words, GIL builds only), then the managed dict.
-        let dict = self.pointer(object.minus(if self.runtime.free_threaded() { 8 } else { 24 }))?;
-        if !dict.is_null() {
-            return self.dict_get(dict, name);
-        }
-        if !kind.inline_values() {
-            return Ok(None);
-        }
-        let class = self.pointer(self.member(object, F::pyobject_ob_type))?;
-        // `tp_basicsize` follows `tp_name`. Values are valid where their fourth byte says so.
-        let basic_size = self.u64(self.member(class, F::type_object_tp_name).plus(8))?;
-        let values = object.plus(basic_size);
-        if basic_size > 1 << 20 || self.u8(values.plus(3))? == 0 {
-            return Ok(None);
-        }
-        let keys = self.pointer(class.plus(self.cached_keys_offset()))?;
         let mut found = None;
-        self.keys_entries(keys, values, |key, value| {
+        let max = self.limits.dict_entries;
+        self.attributes(object, max, Order::OfKeys, |key, value| {
             self.take_if_named(key, value, name, &mut found)
         })?;
         Ok(found)
     }
 
-    /// `PyHeapTypeObject.ht_cached_keys`. 3.14's table has no word for it: it follows the type, its 71 slots of
-    /// methods and three names.
-    fn cached_keys_offset(&self) -> u64 {
+    /// Visits the attributes that an instance of a class written in Python has in its own dict or inline values, at
+    /// most so many.
+    pub(crate) fn attributes(
+        &self,
+        object: Addr,
+        max: usize,
+        order: Order,
+        visit: impl FnMut(Addr, Addr) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        let kind = self.type_of(object)?;
+        if !kind.managed_dict() {
+            return Ok(());
+        }
+        // Before the object stand its garbage collector's header (two words, GIL builds only), then the managed dict.
+        let dict = self.pointer(object.minus(if self.runtime.free_threaded() { 8 } else { 24 }))?;
+        if !dict.is_null() {
+            if !self.type_of(dict)?.is_dict() {
+                return Err(Fault::Invalid("not a dict"));
+            }
+            return self.first_dict_entries(dict, max, visit);
+        }
+        if !kind.inline_values() {
+            return Ok(());
+        }
+        // `tp_basicsize` follows `tp_name`. Values are valid where their fourth byte says so.
+        let basic_size = self.u64(self.member(kind.address, F::type_object_tp_name).plus(8))?;
+        let values = object.plus(basic_size);
+        if basic_size > 1 << 20 || self.u8(values.plus(3))? == 0 {
+            return Ok(());
+        }
+        let keys = self.pointer(kind.address.plus(self.cached_keys_offset()))?;
+        self.first_keys_entries(keys, values, max, order, visit)
+            .map(drop)
+    }
+
+    /// `PyHeapTypeObject.ht_cached_keys`. 3.14's table has no word for it: it follows the type, its 55 slots of
+    /// methods and three names, of which the last is `ht_qualname`.
+    pub(crate) fn cached_keys_offset(&self) -> u64 {
         self.offsets()
             .find(F::heap_type_object_ht_cached_keys)
             .unwrap_or(self.offsets().get(F::type_object_size).saturating_add(464))

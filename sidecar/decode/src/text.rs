@@ -14,24 +14,36 @@ pub(crate) fn clip(text: &str, max: usize) -> String {
     clipped
 }
 
-/// A string's data of one, two or four bytes per character. What is no character becomes U+FFFD.
-pub(crate) fn decode(bytes: &[u8], width: usize) -> String {
-    let character = |c: u32| char::from_u32(c).unwrap_or(char::REPLACEMENT_CHARACTER);
+/// The code points of a string's data of one, two or four bytes per character.
+pub(crate) fn code_points(bytes: &[u8], width: usize) -> Vec<u32> {
     match width {
-        1 => bytes.iter().map(|b| char::from(*b)).collect(),
+        1 => bytes.iter().map(|b| u32::from(*b)).collect(),
         2 => bytes
             .as_chunks::<2>()
             .0
             .iter()
-            .map(|c| character(u32::from(u16::from_le_bytes(*c))))
+            .map(|c| u32::from(u16::from_le_bytes(*c)))
             .collect(),
         _ => bytes
             .as_chunks::<4>()
             .0
             .iter()
-            .map(|c| character(u32::from_le_bytes(*c)))
+            .map(|c| u32::from_le_bytes(*c))
             .collect(),
     }
+}
+
+/// A string's data of one, two or four bytes per character. What is no character becomes U+FFFD.
+pub(crate) fn decode(bytes: &[u8], width: usize) -> String {
+    characters(&code_points(bytes, width))
+}
+
+/// Code points as text. What is no character becomes U+FFFD: Python's strings may hold halves of surrogate pairs.
+pub(crate) fn characters(code_points: &[u32]) -> String {
+    code_points
+        .iter()
+        .map(|c| char::from_u32(*c).unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
 }
 
 /// An int of 30-bit digits, least significant first, in decimal; `None` where a digit is too large.
@@ -90,41 +102,125 @@ pub(crate) fn float(value: f64) -> String {
     format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs())
 }
 
-/// A string as Python's `repr` writes it, control characters escaped.
-pub(crate) fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len().saturating_add(2));
-    quoted.push('\'');
-    for c in text.chars() {
-        match c {
-            '\'' => quoted.push_str("\\'"),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            c if c.is_control() => drop(write!(quoted, "\\x{:02x}", u32::from(c))),
-            c => quoted.push(c),
-        }
+/// A complex number as Python's `repr` writes it.
+pub(crate) fn complex(real: f64, imaginary: f64) -> String {
+    let part = |value: f64| {
+        let text = float(value);
+        text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
+    };
+    let imaginary_text = part(imaginary);
+    if real == 0.0 && real.is_sign_positive() {
+        return format!("{imaginary_text}j");
     }
-    quoted.push('\'');
-    quoted
+    let sign = if imaginary_text.starts_with('-') {
+        ""
+    } else {
+        "+"
+    };
+    format!("({}{sign}{imaginary_text}j)", part(real))
 }
 
-/// Bytes as Python's `repr` writes them.
-pub(crate) fn quoted_bytes(bytes: &[u8]) -> String {
-    let mut quoted = "b'".to_owned();
+/// The quote that Python's `repr` chooses.
+fn quote(single: bool, double: bool) -> char {
+    if single && !double { '"' } else { '\'' }
+}
+
+/// A string as Python's `repr` writes it: what cannot be printed is escaped, halves of surrogate pairs too. It ends
+/// before it is longer than `max` bytes; the number is that of the code points it holds.
+pub(crate) fn quoted(code_points: &[u32], max: usize) -> (String, usize) {
+    let has = |c: char| code_points.contains(&u32::from(c));
+    let quote = quote(has('\''), has('"'));
+    let mut quoted = String::new();
+    quoted.push(quote);
+    let mut held = 0_usize;
+    for code in code_points {
+        let before = quoted.len();
+        let c = char::from_u32(*code);
+        match c {
+            Some('\\') => quoted.push_str("\\\\"),
+            Some('\n') => quoted.push_str("\\n"),
+            Some('\r') => quoted.push_str("\\r"),
+            Some('\t') => quoted.push_str("\\t"),
+            Some(c) if c == quote => quoted.extend(['\\', c]),
+            Some(c) if is_printable(c) => quoted.push(c),
+            _ => escape(&mut quoted, *code),
+        }
+        if quoted.len() >= max {
+            quoted.truncate(before);
+            break;
+        }
+        held = held.saturating_add(1);
+    }
+    quoted.push(quote);
+    (quoted, held)
+}
+
+/// A text with what cannot be printed escaped.
+pub(crate) fn printable(text: String) -> String {
+    if text.chars().all(is_printable) {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_printable(c) {
+            escaped.push(c);
+        } else {
+            escape(&mut escaped, u32::from(c));
+        }
+    }
+    escaped
+}
+
+/// A code point by its number, as short as Python does it.
+fn escape(text: &mut String, code: u32) {
+    let _ = match code {
+        0..0x100 => write!(text, "\\x{code:02x}"),
+        0x100..0x1_0000 => write!(text, "\\u{code:04x}"),
+        _ => write!(text, "\\U{code:08x}"),
+    };
+}
+
+/// `str.isprintable()`. Rust escapes what Python does, and besides a combining character that nothing stands before.
+fn is_printable(c: char) -> bool {
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
+    let mut buffer = [b'a'; 5];
+    let end = c.len_utf8().saturating_add(1);
+    if let Some(rest) = buffer.get_mut(1..end) {
+        c.encode_utf8(rest);
+    }
+    buffer
+        .get(..end)
+        .and_then(|bytes| std::str::from_utf8(bytes).ok())
+        .is_some_and(|text| text.escape_debug().nth(1) != Some('\\'))
+}
+
+/// Bytes as Python's `repr` writes them, with their `b`; it ends before it is longer than `max`.
+pub(crate) fn quoted_bytes(bytes: &[u8], max: usize) -> (String, usize) {
+    let quote = quote(bytes.contains(&b'\''), bytes.contains(&b'"'));
+    let mut quoted = "b".to_owned();
+    quoted.push(quote);
+    let mut held = 0_usize;
     for b in bytes {
+        let before = quoted.len();
         match b {
-            b'\'' => quoted.push_str("\\'"),
             b'\\' => quoted.push_str("\\\\"),
             b'\n' => quoted.push_str("\\n"),
             b'\r' => quoted.push_str("\\r"),
             b'\t' => quoted.push_str("\\t"),
+            b if char::from(*b) == quote => quoted.extend(['\\', quote]),
             b' '..=b'~' => quoted.push(char::from(*b)),
             b => drop(write!(quoted, "\\x{b:02x}")),
         }
+        if quoted.len() >= max {
+            quoted.truncate(before);
+            break;
+        }
+        held = held.saturating_add(1);
     }
-    quoted.push('\'');
-    quoted
+    quoted.push(quote);
+    (quoted, held)
 }
 
 #[cfg(test)]
@@ -187,8 +283,45 @@ mod tests {
     }
 
     #[test]
-    fn quotes_escape_what_a_terminal_would_obey() {
-        assert_eq!(quoted("a'b\u{1b}[2J\n"), "'a\\'b\\x1b[2J\\n'");
-        assert_eq!(quoted_bytes(b"\x00'z"), "b'\\x00\\'z'");
+    fn complex_numbers_look_like_pythons() {
+        for (real, imaginary, text) in [
+            (1.0, 2.0, "(1+2j)"),
+            (0.0, 1.0, "1j"),
+            (0.0, -1.5, "-1.5j"),
+            (-0.0, -1.0, "(-0-1j)"),
+            (1e20, 0.0, "(1e+20+0j)"),
+            (f64::NAN, f64::INFINITY, "(nan+infj)"),
+        ] {
+            assert_eq!(complex(real, imaginary), text);
+        }
+    }
+
+    /// Each is what `repr` of CPython 3.14 says.
+    #[test]
+    fn strings_are_quoted_as_python_does() {
+        let points = |text: &str| text.chars().map(u32::from).collect::<Vec<_>>();
+        let quoted = |text: &str| super::quoted(&points(text), 1024).0;
+        assert_eq!(quoted("a'b\u{1b}[2J\n"), r#""a'b\x1b[2J\n""#);
+        assert_eq!(quoted(r#"'and""#), r#"'\'and"'"#);
+        assert_eq!(quoted("say \"a\""), r#"'say "a"'"#);
+        assert_eq!(quoted("back\\slash\t\r"), r"'back\\slash\t\r'");
+        assert_eq!(quoted("näme 日本 🐍 e\u{301}"), "'näme 日本 🐍 e\u{301}'");
+        assert_eq!(quoted("\u{301}"), "'\u{301}'");
+        assert_eq!(
+            quoted("\u{7f}\u{85}\u{a0}\u{ad}\u{200b}\u{202e}\u{2028}\u{3000}\u{e000}\u{feff}"),
+            r"'\x7f\x85\xa0\xad\u200b\u202e\u2028\u3000\ue000\ufeff'"
+        );
+        assert_eq!(quoted("\u{f0000}\u{e0001}"), r"'\U000f0000\U000e0001'");
+        assert_eq!(
+            super::quoted(&[0xdc80, 0x110_000], 99).0,
+            r"'\udc80\U00110000'"
+        );
+        assert_eq!(quoted_bytes(b"\x00'z\"\\", 99).0, r#"b'\x00\'z"\\'"#);
+        assert_eq!(quoted_bytes(b"it's", 99).0, r#"b"it's""#);
+        assert_eq!(
+            super::quoted(&points("a\n\n\n"), 7),
+            ("'a\\n\\n'".to_owned(), 3)
+        );
+        assert_eq!(quoted_bytes(b"abc\x00d", 8), ("b'abc'".to_owned(), 3));
     }
 }
