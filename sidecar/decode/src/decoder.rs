@@ -58,6 +58,8 @@ pub(crate) struct Decoder<'a, M: ?Sized> {
     pub(crate) limits: &'a Limits,
     reads: Cell<u64>,
     text: Cell<u64>,
+    /// Values of variables so far.
+    pub(crate) values: Cell<usize>,
     result: Cell<u64>,
     problems: RefCell<Problems>,
     pub(crate) types: RefCell<Types>,
@@ -73,6 +75,7 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
             limits,
             reads: Cell::new(0),
             text: Cell::new(0),
+            values: Cell::new(0),
             result: Cell::new(0),
             problems: RefCell::default(),
             types: RefCell::default(),

@@ -29,6 +29,8 @@ pub struct Limits {
     pub dict_entries: usize,
     /// Local variables of one frame.
     pub locals: usize,
+    /// Local variables whose values are shown, in all; of the others the types are. The target stands still meanwhile.
+    pub values: usize,
     /// Bytes of one string in a result, UTF-8 encoded.
     pub string_bytes: usize,
     /// Bytes of one code object's location table.
@@ -53,6 +55,7 @@ impl Default for Limits {
             awaiters: 1_000_000,
             dict_entries: 100_000,
             locals: 1_024,
+            values: 20_000,
             string_bytes: 1_024,
             linetable_bytes: 4 << 20,
             problems: 64,

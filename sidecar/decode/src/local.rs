@@ -194,6 +194,19 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         self.local(variable.name.clone(), object, wanted).map(Some)
     }
 
+    /// Whether one more value may be shown.
+    fn take_value(&self) -> bool {
+        let values = self.values.get();
+        if values >= self.limits.values {
+            self.problem(format_args!(
+                "more than {values} variables: of the others only the types are shown"
+            ));
+            return false;
+        }
+        self.values.set(values.saturating_add(1));
+        true
+    }
+
     /// Takes what a variable costs, with its name and another text.
     fn take_local(&self, name: &str, other: &str) -> Result<(), Fault> {
         let text = name.len().saturating_add(other.len());
@@ -204,8 +217,8 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         let type_name = self.full_name(&*self.type_of(object)?);
         self.take_local(&name, &type_name)?;
         let value = match wanted {
-            Locals::Values => Some(self.value(&name, object)?),
-            Locals::None | Locals::Types => None,
+            Locals::Values if self.take_value() => Some(self.value(&name, object)?),
+            Locals::Values | Locals::None | Locals::Types => None,
         };
         Ok(Local {
             name,

@@ -265,6 +265,53 @@ fn a_secret_of_impossible_size_is_masked() {
     }
 }
 
+/// Where a variable of a frame refers to this object, in whatever way a reference may be marked.
+fn references(image: &Image, object: u64) -> Vec<u64> {
+    let recorder = Recorder::new(image, usize::MAX);
+    decode(&recorder, image, Locals::Types, &Limits::default());
+    let mut found = Vec::new();
+    for (page, bytes) in recorder.into_touched() {
+        for (n, word) in bytes.chunks(8).enumerate() {
+            if u64::from_le_bytes(word.try_into().unwrap()) & !3 == object {
+                found.push(page + 8 * n as u64);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn ints_in_place_and_marked_references_are_read() {
+    for version in VERSIONS {
+        let (image, says) = (image(version), says(version));
+        let value_with = |function: &str, name: &str, change: fn(u64) -> u64| {
+            let object = id(&says, name);
+            let places = references(&image, object);
+            assert!(!places.is_empty(), "{version}: {name}");
+            let lies = places.into_iter().map(|at| (at, change(object)));
+            let lying = Lying::new(&image, lies);
+            let stacks = decode(&lying, &image, Locals::Values, &Limits::default());
+            let local = local(&stacks, function, name).clone();
+            (local.type_name, local.value.unwrap())
+        };
+        let int = |value: &str| ("int".to_owned(), value.to_owned());
+        let tagged = |object: u64| object | 1;
+        assert_eq!(
+            value_with("scalars/scalars", "large", tagged),
+            int(&(1_u128 << 97).to_string())
+        );
+        let minus_seven = |_| (-7_i64 << 2).cast_unsigned() | 3;
+        assert_eq!(
+            value_with("scalars/scalars", "large", minus_seven),
+            int("-7")
+        );
+        assert_eq!(
+            value_with("secrets/secrets", "password", minus_seven),
+            int("***")
+        );
+    }
+}
+
 #[test]
 fn the_number_of_variables_is_bounded() {
     for version in VERSIONS {
@@ -285,6 +332,26 @@ fn the_number_of_variables_is_bounded() {
                 .any(|p| p == "scalars has more than 5 variables"),
             "{:?}",
             stacks.problems
+        );
+    }
+}
+
+#[test]
+fn the_number_of_values_is_bounded_and_types_remain() {
+    for version in VERSIONS {
+        let image = image(version);
+        let limits = Limits {
+            values: 50,
+            ..Limits::default()
+        };
+        let stacks = decode(&image, &image, Locals::Values, &limits);
+        let all = frames(&stacks);
+        let all: Vec<&Local> = all.values().flat_map(|locals| locals.iter()).collect();
+        assert!(all.len() > 200);
+        assert_eq!(all.iter().filter(|l| l.value.is_some()).count(), 50);
+        assert_eq!(
+            stacks.problems,
+            ["more than 50 variables: of the others only the types are shown"]
         );
     }
 }

@@ -227,6 +227,42 @@ mod tests {
     }
 
     #[test]
+    fn each_variable_has_its_own_line_whatever_it_holds() {
+        let local = |name: &str, type_name: &str, value: Option<&str>| sidewinder_model::Local {
+            name: name.into(),
+            type_name: type_name.into(),
+            value: value.map(Into::into),
+        };
+        let mut out = String::new();
+        let shown = Frame {
+            function: "f".into(),
+            file: "/app.py".into(),
+            line: Some(7),
+            locals: Some(vec![
+                local("rows", "list", Some("[1, …] (len 1200)")),
+                local("password", "str", Some("'***' (len 7)")),
+                local("later", "unbound", None),
+                local("a\u{1b}[2J\nb", "app.\rX", None),
+                local(
+                    "evil\n",
+                    "str",
+                    Some("1\n    x = 2\u{1b}[31m\u{202e}\u{9b}"),
+                ),
+            ]),
+        };
+        frame(&mut out, "    ", &shown);
+        assert_eq!(
+            out,
+            "    f at /app.py:7\n\
+             \x20       rows = [1, …] (len 1200)\n\
+             \x20       password = '***' (len 7)\n\
+             \x20       later: unbound\n\
+             \x20       a\\x1b[2J\\nb: app.\\rX\n\
+             \x20       evil\\n = 1\\n    x = 2\\x1b[31m\\u{202e}\\x9b\n"
+        );
+    }
+
+    #[test]
     fn output_keeps_its_lines_and_loses_its_escapes() {
         let outcome = ExecOutcome {
             stdout: "a\n\u{1b}[31mb".into(),

@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 1024;
 /// Entries of a table that are looked at, empty ones counted.
 const MAX_SCANNED: usize = 1024;
 /// Characters of a name of a secret.
-const MAX_NAME: usize = 64;
+const MAX_NAME: usize = 256;
 /// Items of one block of a deque, `BLOCKLEN` in Modules/_collectionsmodule.c.
 const DEQUE_BLOCK: u64 = 64;
 

@@ -13,7 +13,7 @@ use crate::text;
 /// Attributes that are looked at, absent ones counted.
 const MAX_SCANNED: usize = 128;
 /// Characters of an attribute's name.
-const MAX_NAME: usize = 64;
+const MAX_NAME: usize = 256;
 /// Classes of one instance that may have `__slots__`.
 const MAX_BASES: usize = 16;
 /// `Py_T_OBJECT_EX`, the kind of a member that a slot is.
@@ -138,15 +138,14 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             return Ok(None);
         };
         // A combination of flags that has no name has `None`.
-        let member = if self.type_of(name)?.is_str() {
-            format!("{}.{}", kind.short_name(), self.name_of(name)?)
+        let (member, value) = if self.type_of(name)?.is_str() {
+            let name = self.name_of(name)?;
+            let value = self.named_item(&name, value, depth)?;
+            (format!("{}.{name}", kind.short_name()), value)
         } else {
-            kind.short_name().to_owned()
+            (kind.short_name().to_owned(), self.item(value, depth)?)
         };
-        Ok(Some(format!(
-            "<{member}: {}>",
-            self.named_item(&member, value, depth)?
-        )))
+        Ok(Some(format!("<{member}: {value}>")))
     }
 
     /// Whether the class of a class is `enum.EnumType`, or derived from it.
@@ -172,7 +171,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
 
     /// A name that stands in a value's text.
     pub(crate) fn name_of(&self, string: Addr) -> Result<String, Fault> {
-        let (points, length) = self.code_points(string, MAX_NAME.saturating_mul(2))?;
+        let (points, length) = self.code_points(string, MAX_NAME)?;
         let mut name = text::characters(&points);
         if points.len() < length {
             name.push('…');

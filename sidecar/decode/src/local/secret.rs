@@ -9,6 +9,7 @@ const SECRET_WORDS: &[&str] = &[
     "authorisation",
     "authorization",
     "bearer",
+    "contraseña",
     "cookie",
     "cookies",
     "cred",
@@ -20,17 +21,20 @@ const SECRET_WORDS: &[&str] = &[
     "cvv",
     "dsn",
     "jwt",
+    "kennwort",
     "otp",
     "passcode",
     "passphrase",
     "passwd",
     "password",
     "passwords",
+    "passwort",
     "pin",
     "pw",
     "pwd",
     "secret",
     "secrets",
+    "senha",
     "ssn",
     "token",
     "tokens",
@@ -234,7 +238,7 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
         .zip(words.iter().skip(1))
         .any(|pair| SECRET_PAIRS.contains(&(*pair.0, *pair.1)))
     {
-        return !before.is_empty() && !ABOUT.contains(last);
+        return !ABOUT.contains(last);
     }
     if !before.is_empty()
         && (ABOUT.contains(last) || words.first().is_some_and(|first| ASKS.contains(first)))
@@ -297,6 +301,7 @@ pub(crate) fn is_secret_text(text: &str, cut: bool) -> bool {
         || has_web_token(text, cut)
         || has_prefix(text, cut)
         || has_assignment(text)
+        || has_option(text)
 }
 
 /// `-----BEGIN RSA PRIVATE KEY-----`, RFC 7468.
@@ -391,25 +396,47 @@ fn has_prefix(text: &str, cut: bool) -> bool {
     })
 }
 
-/// `password=…`, `"token": "…"`, `?api_key=…`: names with their values inside a text.
+/// `password=…`, `"token": "…"`, `?api_key=…`, `<secret>…`: names with their values inside a text.
 fn has_assignment(text: &str) -> bool {
-    text.match_indices([':', '=']).any(|(at, _)| {
+    text.match_indices([':', '=', '>']).any(|(at, separator)| {
         let (before, after) = text.split_at_checked(at).unwrap_or_default();
         let value = after
-            .trim_start_matches([':', '='])
+            .trim_start_matches([':', '=', '>'])
             .trim_start_matches([' ', '\t', '\'', '"', '\\']);
+        if !value.starts_with(|c: char| c.is_alphanumeric() || "$/+-_.{!#%&*~^([@".contains(c)) {
+            return false;
+        }
         let name = before.trim_end_matches(['\'', '"', '\\', ' ']);
         let start = name
             .rfind(|c: char| !c.is_alphanumeric() && c != '_' && c != '-')
             .map_or(0, |at| name.ceil_char_boundary(at.saturating_add(1)));
-        let name = name.get(start..).unwrap_or_default();
-        value
-            .chars()
-            .next()
-            .is_some_and(|c| c.is_alphanumeric() || "$/+-_.{!#%&*~^(<[@".contains(c))
-            && !WEAK_IN_TEXT.contains(&name.to_lowercase().as_str())
-            && is_secret_name(name)
+        let (before, name) = name.split_at_checked(start).unwrap_or_default();
+        (separator != ">" || before.ends_with('<')) && is_strong(name)
     })
+}
+
+/// `--password …` and `PASSWORD '…'`: a name and a value that nothing but a blank separates.
+fn has_option(text: &str) -> bool {
+    let mut words = text.split_whitespace().peekable();
+    while let Some(word) = words.next() {
+        let Some(next) = words.peek() else {
+            return false;
+        };
+        let named = if word.starts_with("--") {
+            !next.starts_with('-')
+        } else {
+            next.starts_with(['\'', '"']) && word.chars().all(|c| c.is_alphanumeric() || c == '_')
+        };
+        if named && is_strong(word) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether a name inside a text is a secret's.
+fn is_strong(name: &str) -> bool {
+    name.len() > 1 && !WEAK_IN_TEXT.contains(&name.to_lowercase().as_str()) && is_secret_name(name)
 }
 
 #[cfg(test)]
@@ -497,7 +524,8 @@ mod tests {
             "cvv",
             "credit_card",
             "ssn",
-            "contraseña_password",
+            "contraseña",
+            "Passwort",
         ] {
             assert!(is_secret_name(name), "{name}");
         }
@@ -591,6 +619,9 @@ mod tests {
             "{\"user\": \"a\", \"password\": \"hunter2\"}",
             "https://api/x?api_key=abc&y=1",
             "Cookie: a=b",
+            "<user>a</user><password>hunter2</password>",
+            "mysql --user app --password hunter2 db",
+            "ALTER USER app PASSWORD 'hunter2'",
             "AccountName=a;AccountKey=x;SharedAccessToken=y",
         ] {
             assert!(is_secret_text(text, false), "{text}");
@@ -614,6 +645,9 @@ mod tests {
             "-----BEGIN PUBLIC KEY-----",
             "Enter your password: ",
             "token_count=5",
+            "<password></password>",
+            "tool --password --verbose",
+            "a password is needed",
             "key: value",
             "AKIA",
             "eyJ",
