@@ -101,6 +101,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                 };
                 self.mapping(object, &format!("{name}({factory}, {{"), "})", depth)
             }
+            Family::Namespace => self.namespace(object, depth),
             Family::MappingProxy | Family::DictKeys | Family::DictValues | Family::DictItems => {
                 self.view(object, name, family, depth)
             }
@@ -275,6 +276,27 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             }
         }
         Ok(listing.close(&format!("{name}(["), "])", length))
+    }
+
+    /// `types.SimpleNamespace`: its dict is the first member after the head.
+    fn namespace(&self, object: Addr, depth: Depth) -> Result<String, Fault> {
+        let dict = self.pointer(self.member(object, F::pyobject_size))?;
+        if !self.type_of(dict)?.is_dict() {
+            return Err(Fault::Invalid("not a dict"));
+        }
+        let length = self.size(dict, F::pyobject_size)?;
+        let mut listing = Listing::new();
+        if depth == Depth::Whole && length > 0 {
+            for (key, value) in self.first_entries(dict)? {
+                if !listing.wants_more() {
+                    break;
+                }
+                let name = self.key_name(key).unwrap_or_default();
+                let value = self.named_item(&name, value, depth)?;
+                listing.push(&format!("{name}={value}"));
+            }
+        }
+        Ok(listing.close("namespace(", ")", length))
     }
 
     fn set(&self, object: Addr, name: &str, family: Family, depth: Depth) -> Result<String, Fault> {

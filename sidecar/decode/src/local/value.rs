@@ -196,6 +196,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             | Family::OrderedDict
             | Family::DefaultDict
             | Family::MappingProxy
+            | Family::Namespace
             | Family::DictKeys
             | Family::DictValues
             | Family::DictItems

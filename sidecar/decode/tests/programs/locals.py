@@ -227,6 +227,7 @@ def containers():
     os_error="FileNotFoundError(2, 'No such file or directory')",
     partial=instance,
     packed=instance,
+    namespace="namespace(first=1, password='***' (len 7))",
     money=instance,
     module="<module 'json'>",
     method=lambda v: f"<bound method Plain.méthode of {instance(v.__self__)}>",
@@ -248,6 +249,7 @@ def instances():
     error, empty_error, key_error, own_error = ValueError("no such thing"), KeyError(), KeyError("a"), OwnError("a", 1)
     os_error = FileNotFoundError(2, "No such file or directory")
     partial, packed, money = functools.partial(print, 1), array.array("i", [1]), decimal.Decimal("1.5")
+    namespace, plain_namespace = types.SimpleNamespace(first=1, password="hunter2"), types.SimpleNamespace(a=[])
     module, method, append, built_in, function = json, plain.méthode, [].append, len, repr_of_items
     generator, code = repr_of_generator(), repr_of_items.__code__
     kind, own_kind, enum_class = int, Local, Color
