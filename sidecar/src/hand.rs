@@ -34,7 +34,7 @@ const READ_LIMIT: Duration = Duration::from_secs(30);
 const IMAGE_BYTES: u64 = 1 << 30;
 
 /// How many pages of 4 KiB a recording keeps: 256 MiB.
-const IMAGE_PAGES: usize = 65_536;
+const IMAGE_PAGES: usize = Image::MAX_PAGES;
 
 /// Carries out one command; `None` for those that are not by hand.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -61,6 +61,13 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                 self.problem(format_args!("lines of {function}: {fault}"));
                 Vec::new()
             });
+        // It is remembered: code objects may share a long table and are no longer than a few words.
+        let text = function.len().saturating_add(file.len());
+        self.take_result(
+            size_of::<Code>()
+                .saturating_add(text)
+                .saturating_add(lines.len()),
+        )?;
         let code = Rc::new(Code {
             address,
             function: function.into(),
@@ -88,11 +95,19 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         {
             return line;
         }
-        let line = *code
-            .known_lines
-            .borrow_mut()
-            .entry(unit)
-            .or_insert_with(|| linetable::line(&code.lines, code.first_line, unit));
+        let known = code.known_lines.borrow().get(&unit).copied();
+        let line = if let Some(line) = known {
+            line
+        } else {
+            // Each instruction needs a walk of its own, however long the table is.
+            if let Err(fault) = self.spend(code.lines.len()) {
+                self.problem(format_args!("lines of {}: {fault}", code.function));
+                return None;
+            }
+            let line = linetable::line(&code.lines, code.first_line, unit);
+            code.known_lines.borrow_mut().insert(unit, line);
+            line
+        };
         code.last_line.set(Some((unit, line)));
         line
     }

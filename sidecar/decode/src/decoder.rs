@@ -57,10 +57,13 @@ pub(crate) struct Decoder<'a, M: ?Sized> {
     pub(crate) runtime: &'a Runtime,
     pub(crate) limits: &'a Limits,
     reads: Cell<u64>,
+    read_bytes: Cell<u64>,
     text: Cell<u64>,
     /// Values of variables so far.
     pub(crate) values: Cell<usize>,
     result: Cell<u64>,
+    /// Thread states met so far: interpreters may claim the same ones.
+    pub(crate) threads: Cell<usize>,
     problems: RefCell<Problems>,
     pub(crate) types: RefCell<Types>,
     pub(crate) codes: RefCell<HashMap<Addr, Rc<Code>>>,
@@ -74,9 +77,11 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
             runtime,
             limits,
             reads: Cell::new(0),
+            read_bytes: Cell::new(0),
             text: Cell::new(0),
             values: Cell::new(0),
             result: Cell::new(0),
+            threads: Cell::new(0),
             problems: RefCell::default(),
             types: RefCell::default(),
             codes: RefCell::default(),
@@ -125,8 +130,20 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
         if reads > self.limits.reads {
             return Err(Fault::Limit("reads of the target's memory"));
         }
+        self.spend(buf.len())?;
         self.reads.set(reads);
         Ok(self.memory.read(at, buf)?)
+    }
+
+    /// Spends so many bytes of what may be read, also for bytes that were read before and are gone through again.
+    pub(crate) fn spend(&self, bytes: usize) -> Result<(), Fault> {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let bytes = self.read_bytes.get().saturating_add(bytes);
+        if bytes > self.limits.read_bytes {
+            return Err(Fault::Limit("bytes of the target's memory"));
+        }
+        self.read_bytes.set(bytes);
+        Ok(())
     }
 
     /// Takes so many bytes of the text that the result may hold.

@@ -3,24 +3,36 @@
 //! The runtime is found by its section, whatever the file is called: embedders and renamed executables have no
 //! `python` in their names. Nothing here opens a file; whoever does the I/O hands one in.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::io::{Read, Seek};
 
 use object::LittleEndian;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{
-    FileHeader as _, GnuHashTable, ProgramHeader as _, SectionHeader as _, Sym as _, SymbolTable,
-    VersionTable,
+    FileHeader as _, GnuHashTable, ProgramHeader as _, SectionHeader as _, SectionTable, Sym as _,
+    SymbolTable, VersionTable,
 };
 use object::read::{ReadCache, ReadRef};
 
 use crate::os::Mapping;
 
 /// No file has more loaded segments than that; the rest is ignored.
-const MAX_SEGMENTS: usize = 64;
+pub(crate) const MAX_SEGMENTS: usize = 64;
 /// No library has more dynamic symbols than that; the rest is ignored.
 const MAX_SYMBOLS: usize = 1 << 20;
+/// No linked file has more sections than that; the rest is ignored.
+const MAX_SECTIONS: usize = 4096;
 /// The largest table read from a file, in bytes.
 const MAX_TABLE: u64 = 32 << 20;
+/// The most that is read from a file in all, in bytes.
+const MAX_BYTES: u64 = 128 << 20;
+/// The most ranges that are read from a file.
+const MAX_RANGES: usize = 4096;
+/// Names are read in pieces of this many bytes: a file may have a million of them.
+const WINDOW: u64 = 64 << 10;
+/// No name that is looked for is longer, in bytes with its end.
+const MAX_NAME: u64 = 64;
 
 /// Opens the files behind a target's mappings.
 ///
@@ -83,7 +95,11 @@ impl ElfFacts {
     /// [`ElfError`] when the file is no 64-bit little-endian ELF file or cannot be read.
     pub fn read(file: impl Read + Seek) -> Result<Self, ElfError> {
         let cache = ReadCache::new(file);
-        let data = Bounded(&cache);
+        let spent = Spent::default();
+        let data = Bounded {
+            cache: &cache,
+            spent: &spent,
+        };
         let header = FileHeader64::<LittleEndian>::parse(data).map_err(ElfError)?;
         let endian = header.endian().map_err(ElfError)?;
         let segments = header
@@ -100,7 +116,9 @@ impl ElfFacts {
             .collect();
         let sections = header.sections(endian, data).map_err(ElfError)?;
         let section = |name: &[u8]| {
-            let (_, section) = sections.section_by_name(endian, name)?;
+            let mut sections_to_look_at = sections.iter().take(MAX_SECTIONS);
+            let section = sections_to_look_at
+                .find(|section| sections.section_name(endian, section) == Ok(name))?;
             Some(section.sh_addr(endian))
         };
         let mut facts = Self {
@@ -111,11 +129,7 @@ impl ElfFacts {
         };
         // Files without usable symbols may have the sections all the same.
         if let Ok(symbols) = sections.symbols(endian, data, elf::SHT_DYNSYM) {
-            let hash = sections
-                .gnu_hash(endian, data)
-                .ok()
-                .flatten()
-                .map(|(hash, _)| hash);
+            let hash = gnu_hash(&sections, data);
             let find = |name| symbol(name, &symbols, hash.as_ref());
             facts.runtime = facts.runtime.or_else(|| find(b"_PyRuntime"));
             facts.version = find(b"Py_Version");
@@ -140,6 +154,23 @@ impl ElfFacts {
                 .wrapping_add(segment.offset),
         )
     }
+}
+
+/// The file's table of hashes, where it has a sound one.
+fn gnu_hash<'data, R: ReadRef<'data>>(
+    sections: &SectionTable<'data, FileHeader64<LittleEndian>, R>,
+    data: R,
+) -> Option<GnuHashTable<'data, FileHeader64<LittleEndian>>> {
+    let mut sections_to_look_at = sections.iter().take(MAX_SECTIONS);
+    let section =
+        sections_to_look_at.find(|section| section.sh_type(LittleEndian) == elf::SHT_GNU_HASH)?;
+    let bytes = section.data(LittleEndian, data).ok()?;
+    // The library shifts a hash of 32 bits by the header's fourth word, whatever that is.
+    let shift = bytes.get(12..16)?.try_into().ok()?;
+    if u32::from_le_bytes(shift) >= 32 {
+        return None;
+    }
+    GnuHashTable::parse(LittleEndian, bytes).ok()
 }
 
 /// The link-time address of a dynamic symbol that the file defines, by the hash table where there is one: libraries can
@@ -170,8 +201,19 @@ fn symbol<'data, R: ReadRef<'data>>(
     (!symbol.is_undefined(LittleEndian)).then(|| symbol.st_value(LittleEndian))
 }
 
-/// A file of which no more is read at once than a sound file's tables need: a sparse one can claim any size.
-struct Bounded<'a, R: Read + Seek>(&'a ReadCache<R>);
+/// A file of which no more is read than a sound file's tables need: a sparse one can claim any size, and its names can
+/// be as many and as long as it likes.
+struct Bounded<'a, R: Read + Seek> {
+    cache: &'a ReadCache<R>,
+    spent: &'a Spent,
+}
+
+/// What was read of a file so far.
+#[derive(Default)]
+struct Spent {
+    ranges: RefCell<HashSet<(u64, u64)>>,
+    bytes: Cell<u64>,
+}
 
 impl<R: Read + Seek> Clone for Bounded<'_, R> {
     fn clone(&self) -> Self {
@@ -183,22 +225,43 @@ impl<R: Read + Seek> Copy for Bounded<'_, R> {}
 
 impl<'a, R: Read + Seek> ReadRef<'a> for Bounded<'a, R> {
     fn len(self) -> Result<u64, ()> {
-        self.0.len()
+        self.cache.len()
     }
 
     fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
         if size > MAX_TABLE {
             return Err(());
         }
-        self.0.read_bytes_at(offset, size)
+        let mut ranges = self.spent.ranges.borrow_mut();
+        // What was read before is in the cache.
+        if !ranges.contains(&(offset, size)) {
+            let bytes = self.spent.bytes.get().saturating_add(size);
+            if bytes > MAX_BYTES || ranges.len() >= MAX_RANGES {
+                return Err(());
+            }
+            ranges.insert((offset, size));
+            self.spent.bytes.set(bytes);
+        }
+        self.cache.read_bytes_at(offset, size)
     }
 
+    /// Names: those that begin in the same window are read together. Longer ones than any that is looked for are none.
     fn read_bytes_at_until(
         self,
         range: std::ops::Range<u64>,
         delimiter: u8,
     ) -> Result<&'a [u8], ()> {
-        self.0.read_bytes_at_until(range, delimiter)
+        let skip = range.start % WINDOW;
+        let window = range.start.saturating_sub(skip);
+        let len = self.len()?.saturating_sub(window).min(WINDOW + MAX_NAME);
+        let bytes = self.read_bytes_at(window, len)?;
+        let from = usize::try_from(skip).map_err(drop)?;
+        let room = range.end.saturating_sub(window).min(len);
+        let room = room.min(skip.saturating_add(MAX_NAME));
+        let to = usize::try_from(room).map_err(drop)?;
+        let bytes = bytes.get(from..to).ok_or(())?;
+        let end = bytes.iter().position(|b| *b == delimiter).ok_or(())?;
+        bytes.get(..end).ok_or(())
     }
 }
 

@@ -74,6 +74,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     pub(crate) fn frame(&self, raw: &RawFrame, locals: Locals) -> Result<Frame, Fault> {
         let code = self.code(raw.executable)?;
         self.take_text(code.function.len().saturating_add(code.file.len()))?;
+        self.take_result(size_of::<Frame>())?;
         Ok(Frame {
             function: code.function.clone(),
             file: code.file.clone(),

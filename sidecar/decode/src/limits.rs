@@ -5,9 +5,12 @@
 pub struct Limits {
     /// Reads of the target's memory.
     pub reads: u64,
+    /// Bytes of the target's memory that those reads fetch.
+    pub read_bytes: u64,
     /// Bytes of names, values and file names shown by the result, in all. What several places share counts for each.
     pub text_bytes: u64,
-    /// Bytes of memory that the tasks of a result take, in all. What several share counts once.
+    /// Bytes of memory that a result takes, and what is remembered while it is decoded, in all. What several share
+    /// counts once.
     pub result_bytes: u64,
     /// Bytes of the target's memory held at a time.
     pub cache_bytes: usize,
@@ -15,7 +18,7 @@ pub struct Limits {
     pub scanned_bytes: u64,
     /// Interpreters of one process.
     pub interpreters: usize,
-    /// Thread states of one interpreter.
+    /// Thread states of one process.
     pub threads: usize,
     /// Frames of one thread; the innermost are kept.
     pub frames: usize,
@@ -43,6 +46,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             reads: 100_000_000,
+            read_bytes: 16 << 30,
             text_bytes: 256 << 20,
             result_bytes: 256 << 20,
             cache_bytes: 24 << 20,

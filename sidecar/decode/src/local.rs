@@ -210,7 +210,8 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// Takes what a variable costs, with its name and another text.
     fn take_local(&self, name: &str, other: &str) -> Result<(), Fault> {
         let text = name.len().saturating_add(other.len());
-        self.take_text(size_of::<Local>().saturating_add(text))
+        self.take_text(text)?;
+        self.take_result(size_of::<Local>())
     }
 
     fn local(&self, name: String, object: Addr, wanted: Locals) -> Result<Local, Fault> {

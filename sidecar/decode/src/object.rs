@@ -152,6 +152,8 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         }
         let name = self.pointer(self.member(at, F::type_object_tp_name))?;
         let name = self.c_string(name, MAX_TYPE_NAME)?;
+        // It is remembered: objects may have as many types as there are objects.
+        self.take_result(size_of::<Type>().saturating_add(name.len()))?;
         let found = Rc::new(Type {
             awaitable: Awaitable::of(&name),
             short: name.rsplit('.').next().unwrap_or(&name).into(),
@@ -339,7 +341,10 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             .iter()
             .map(|d| u32::from_le_bytes(*d))
             .collect();
-        text::decimal(&digits, tag & 3 == 2).ok_or(Fault::Invalid("an int with impossible digits"))
+        let decimal = text::decimal(&digits, tag & 3 == 2)
+            .ok_or(Fault::Invalid("an int with impossible digits"))?;
+        self.take_text(decimal.len())?;
+        Ok(decimal)
     }
 
     /// An `int` of up to three digits, of 30 bits each, as a number.
@@ -371,6 +376,9 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         let entries = usize::try_from(mask).unwrap_or(0).saturating_add(1);
         let mut items = Vec::new();
         self.entries(table, entries, 16, |entry| {
+            if items.len() >= used.min(max) {
+                return ControlFlow::Break(());
+            }
             let (words, _) = entry.as_chunks::<8>();
             if let [key, hash] = words {
                 let (key, hash) = (u64::from_le_bytes(*key), u64::from_le_bytes(*hash));
@@ -379,11 +387,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                     items.push(Addr(key));
                 }
             }
-            if items.len() >= used.min(max) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            ControlFlow::Continue(())
         })?;
         if used > max {
             self.problem("a set has more members than the limit: the others are left out");

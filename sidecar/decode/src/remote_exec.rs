@@ -1,13 +1,13 @@
 //! Where a target takes requests to run a script (PEP 768). Addresses only: nothing here writes.
 //! <https://peps.python.org/pep-0768/>
 
-use crate::decoder::{Decoder, Fault};
+use crate::decoder::{Decoder, Fault, HashMap};
 use crate::limits::Limits;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
 use crate::os::OsThread;
 use crate::runtime::Runtime;
-use crate::thread::PyThread;
+use crate::thread::{PyThread, by_native_id};
 
 /// The bit of `eval_breaker` that makes a thread look for a request.
 pub const PLEASE_STOP: u8 = 0x20;
@@ -94,6 +94,7 @@ pub fn support<M: Memory + ?Sized>(
 ) -> Support {
     let limits = Limits::default();
     let decoder = Decoder::new(memory, runtime, &limits);
+    let os = by_native_id(os_threads);
     let finalizing = decoder.member(runtime.address(), F::runtime_state_finalizing);
     let mut support = Support {
         finalizing: decoder.u64(finalizing).is_ok_and(|thread| thread != 0),
@@ -118,7 +119,7 @@ pub fn support<M: Memory + ?Sized>(
             enabled: enabled == 1,
             threads: threads
                 .iter()
-                .filter_map(|thread| match decoder.thread_support(thread, os_threads) {
+                .filter_map(|thread| match decoder.thread_support(thread, &os) {
                     Ok(thread) => Some(thread),
                     Err(fault) => {
                         decoder.problem(format_args!("thread {}: {fault}", thread.native));
@@ -136,7 +137,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     fn thread_support(
         &self,
         thread: &PyThread,
-        os_threads: &[OsThread],
+        os: &HashMap<u64, &OsThread>,
     ) -> Result<ThreadSupport, Fault> {
         let base = self.member(thread.address, F::debugger_support_remote_debugger_support);
         let pending = self.member(base, F::debugger_support_debugger_pending_call);
@@ -146,10 +147,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         Ok(ThreadSupport {
             thread_state: thread.address,
             ns_tid: thread.native,
-            tid: os_threads
-                .iter()
-                .find(|os| os.ns_tid == thread.native)
-                .map(|os| os.tid),
+            tid: os.get(&thread.native).map(|os| os.tid),
             ident: thread.ident,
             main: thread.main,
             status: Status(thread.status),

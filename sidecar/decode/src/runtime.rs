@@ -10,6 +10,11 @@ use crate::offsets::{AsyncioOffsets, COOKIE, Field as F, Offsets, OffsetsError, 
 use crate::os::Mapping;
 use crate::search;
 
+/// Mapped files that are looked into. Processes have some hundred, and a target may map one under many names.
+const MAX_FILES: usize = 4096;
+/// Tables that are looked at. One process has one, seldom two.
+const MAX_CANDIDATES: usize = 16;
+
 /// A located runtime: the address and layout of `_PyRuntime`. Valid as long as the process does not exec; the place of
 /// asyncio's tables is that of the moment, so a later import needs a new search.
 #[derive(Clone, Debug)]
@@ -104,7 +109,7 @@ impl Runtime {
         files: &impl Files,
     ) -> Result<Self, LocateError> {
         let limits = Limits::default();
-        let places = places(mappings, files);
+        let (places, more) = places(mappings, files);
         let mut seen = BTreeSet::new();
         let mut candidates = Vec::new();
         let mut old = None;
@@ -155,7 +160,14 @@ impl Runtime {
                 None => LocateError::NotPython,
             });
         }
-        choose(memory, mappings, &places, &candidates, &limits)
+        candidates.truncate(MAX_CANDIDATES);
+        let mut runtime = choose(memory, mappings, &places, &candidates, &limits)?;
+        if more {
+            runtime.problems.push(format!(
+                "more than {MAX_FILES} files are mapped: the others were not looked into"
+            ));
+        }
+        Ok(runtime)
     }
 
     /// The address of `_PyRuntime`.
@@ -278,17 +290,22 @@ impl Place<'_> {
     }
 }
 
-/// Every mapped ELF file with each address it is loaded at.
-fn places<'a>(mappings: &'a [Mapping], files: &impl Files) -> Vec<Place<'a>> {
+/// Every mapped ELF file with each address it is loaded at, and whether there are more than are looked into.
+fn places<'a>(mappings: &'a [Mapping], files: &impl Files) -> (Vec<Place<'a>>, bool) {
     let mut read: BTreeMap<(&str, u64, &str), Option<ElfFacts>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     let mut places = Vec::new();
+    let mut more = false;
     for mapping in mappings.iter().filter(|m| m.inode != 0) {
         let key = (
             mapping.device.as_str(),
             mapping.inode,
             mapping.path.as_str(),
         );
+        if places.len() >= MAX_FILES || read.len() >= MAX_FILES && !read.contains_key(&key) {
+            more = true;
+            continue;
+        }
         let facts = read.entry(key).or_insert_with(|| files.elf(mapping));
         let Some(facts) = facts else { continue };
         if let Some(bias) = facts.bias(mapping)
@@ -301,7 +318,7 @@ fn places<'a>(mappings: &'a [Mapping], files: &impl Files) -> Vec<Place<'a>> {
             });
         }
     }
-    places
+    (places, more)
 }
 
 /// The version and the free-threaded flag of the table at this address; `None` where there is no cookie.

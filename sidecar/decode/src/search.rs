@@ -1,5 +1,6 @@
 //! Finding the runtime without its file: deleted, unreadable, or without section headers.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use crate::limits::Limits;
@@ -13,6 +14,33 @@ const CHUNK: usize = 16 * PAGE;
 const MAX_SYMBOLS: u64 = 1 << 20;
 /// Entries of a program header table or dynamic section looked at.
 const MAX_ENTRIES: u64 = 256;
+/// Reads of one search: a target may map a file with a million symbols a thousand times.
+const MAX_READS: u64 = 1 << 20;
+
+/// Memory that can be read only so often.
+struct Bounded<'a, M: ?Sized> {
+    memory: &'a M,
+    left: Cell<u64>,
+}
+
+impl<'a, M: Memory + ?Sized> Bounded<'a, M> {
+    fn new(memory: &'a M) -> Self {
+        Self {
+            memory,
+            left: Cell::new(MAX_READS),
+        }
+    }
+}
+
+impl<M: Memory + ?Sized> Memory for Bounded<'_, M> {
+    fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), ReadError> {
+        let Some(left) = self.left.get().checked_sub(1) else {
+            return Err(ReadError::Fault { at, len: buf.len() });
+        };
+        self.left.set(left);
+        self.memory.read(at, buf)
+    }
+}
 
 /// Addresses that may hold the runtime, with the path of the mapping they were found by.
 pub(crate) fn runtimes<'a, M: Memory + ?Sized>(
@@ -21,16 +49,18 @@ pub(crate) fn runtimes<'a, M: Memory + ?Sized>(
     limits: &Limits,
 ) -> Result<Vec<(Addr, &'a str)>, ReadError> {
     let mut found = Vec::new();
+    let bounded = Bounded::new(memory);
     for mapping in mappings
         .iter()
         .filter(|m| m.readable && m.inode != 0 && m.offset == 0)
     {
-        if let Some(at) = dynamic_symbol(memory, Addr(mapping.start), b"_PyRuntime") {
+        if let Some(at) = dynamic_symbol(&bounded, Addr(mapping.start), b"_PyRuntime") {
             found.push((at, mapping.path.as_str()));
         }
     }
     if found.is_empty() {
-        scan(memory, mappings, limits, COOKIE, &mut |at, path| {
+        let bounded = Bounded::new(memory);
+        scan(&bounded, mappings, limits, COOKIE, &mut |at, path| {
             found.push((at, path));
             // More than a few are copies of the table in somebody's buffers.
             found.len() < 16
@@ -46,6 +76,7 @@ pub(crate) fn asyncio<M: Memory + ?Sized>(
     offsets: &Offsets,
     limits: &Limits,
 ) -> Option<Addr> {
+    let memory = &Bounded::new(memory);
     let size = offsets.get(F::interpreter_state_size).to_le_bytes();
     let mut found = None;
     let _ = scan(memory, mappings, limits, size, &mut |at, _| {

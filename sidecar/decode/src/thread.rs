@@ -151,14 +151,15 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             Addr(0)
         });
         while !next.is_null() {
-            if found.len() >= self.limits.threads || !seen.insert(next) {
+            let met = self.threads.get();
+            if met >= self.limits.threads || !seen.insert(next) {
                 self.problem(format_args!(
-                    "interpreter {}: more than {} threads, or a circle of them",
-                    interpreter.id,
-                    found.len()
+                    "interpreter {}: more than {met} threads, or a circle of them",
+                    interpreter.id
                 ));
                 break;
             }
+            self.threads.set(met.saturating_add(1));
             match self.py_thread(next) {
                 Ok((thread, after)) => {
                     if thread.status & (CLEARED | FINALIZED) == 0 {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use sidewinder_model::{Syscall, ThreadState};
 
 use super::{Addr, Memory, PAGE, ReadError};
-use crate::elf::{ElfFacts, Files, Segment};
+use crate::elf::{ElfFacts, Files, MAX_SEGMENTS, Segment};
 use crate::os::{Mapping, OsThread};
 
 const MAGIC: [u8; 8] = *b"SWIMAGE\n";
@@ -25,7 +25,7 @@ pub struct Image {
     /// What the kernel said of its threads.
     pub threads: Vec<OsThread>,
     /// What the mapped files said, by device, inode and path.
-    files: Vec<(FileKey, ElfFacts)>,
+    files: BTreeMap<FileKey, ElfFacts>,
     pages: BTreeMap<u64, Box<[u8]>>,
 }
 
@@ -48,6 +48,16 @@ pub enum ImageError {
         /// The format it has.
         found: u32,
     },
+    /// It holds more than any recording does.
+    #[error("the image is damaged at byte {at}: more than {most} {what}")]
+    TooMany {
+        /// Where.
+        at: usize,
+        /// What there is too much of.
+        what: &'static str,
+        /// How many a recording has at most.
+        most: usize,
+    },
     /// It ends early or contradicts itself.
     #[error("the image is damaged at byte {at}: {what}")]
     Damaged {
@@ -59,6 +69,9 @@ pub enum ImageError {
 }
 
 impl Image {
+    /// How many pages of 4 KiB an image has at most: 256 MiB. A page of zeros takes no more than some bytes of a file.
+    pub const MAX_PAGES: usize = 65_536;
+
     /// Puts a recording together. `files` is asked once for each mapped file.
     pub fn new(
         mappings: Vec<Mapping>,
@@ -192,7 +205,8 @@ impl Image {
         for _ in 0..from.count("files")? {
             let key = (from.text("file")?, from.u64("file")?, from.text("file")?);
             let mut facts = ElfFacts::default();
-            for _ in 0..from.count("segments")? {
+            for n in 0..from.count("segments")? {
+                from.at_most(n, MAX_SEGMENTS, "segments of one file")?;
                 facts.segments.push(Segment {
                     offset: from.u64("segment")?,
                     address: from.u64("segment")?,
@@ -202,9 +216,10 @@ impl Image {
             facts.runtime = from.option(|from| from.u64("runtime"))?;
             facts.asyncio = from.option(|from| from.u64("asyncio"))?;
             facts.version = from.option(|from| from.u64("version"))?;
-            image.files.push((key, facts));
+            image.files.insert(key, facts);
         }
-        for _ in 0..from.count("pages")? {
+        for n in 0..from.count("pages")? {
+            from.at_most(n, Self::MAX_PAGES, "pages")?;
             let at = from.u64("page")?;
             if !at.is_multiple_of(PAGE as u64) {
                 return Err(from.damaged("page"));
@@ -237,8 +252,13 @@ impl Memory for Image {
                 return Err(fault);
             };
             piece.copy_from_slice(bytes);
-            at = at.plus(u64::try_from(len).unwrap_or(u64::MAX));
             rest = after;
+            if !rest.is_empty() {
+                let next = u64::try_from(len)
+                    .ok()
+                    .and_then(|len| at.0.checked_add(len));
+                at = Addr(next.ok_or_else(|| fault.clone())?);
+            }
         }
         Ok(())
     }
@@ -246,11 +266,7 @@ impl Memory for Image {
 
 impl Files for Image {
     fn elf(&self, mapping: &Mapping) -> Option<ElfFacts> {
-        let key = key(mapping);
-        self.files
-            .iter()
-            .find(|(k, _)| *k == key)
-            .map(|(_, facts)| facts.clone())
+        self.files.get(&key(mapping)).cloned()
     }
 }
 
@@ -337,6 +353,14 @@ impl<'a> Cursor<'a> {
     }
     fn u64(&mut self, what: &'static str) -> Result<u64, ImageError> {
         self.array(what).map(u64::from_le_bytes)
+    }
+    /// Refuses the item after the last that there may be.
+    fn at_most(&self, n: u32, most: usize, what: &'static str) -> Result<(), ImageError> {
+        if usize::try_from(n).is_ok_and(|n| n < most) {
+            return Ok(());
+        }
+        let at = self.at;
+        Err(ImageError::TooMany { at, what, most })
     }
     /// A count; the items themselves are bounded by the bytes that are there.
     fn count(&mut self, what: &'static str) -> Result<u32, ImageError> {
