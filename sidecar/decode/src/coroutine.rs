@@ -8,7 +8,6 @@ use sidewinder_model::Frame;
 
 use crate::code::Code;
 use crate::decoder::{Decoder, Fault, HashMap};
-use crate::frame::RawFrame;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
 
@@ -55,7 +54,6 @@ pub(crate) enum CoroutineState {
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) code: Rc<Code>,
-    pub(crate) frame: RawFrame,
     pub(crate) line: Option<i64>,
 }
 
@@ -162,7 +160,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         }
         let code = self.code(frame.executable)?;
         let line = self.line(&code, frame.instruction, frame.bytecode_copy);
-        chain.links.push(Link { code, frame, line });
+        chain.links.push(Link { code, line });
         match state {
             CoroutineState::Awaiting => {
                 let below = self.runtime.version.awaited_below_stackpointer;
