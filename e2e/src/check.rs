@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cluster::Cluster;
 use crate::deploy::{self, Destination};
 use crate::tools::Module;
-use crate::{aarch64, checkout, command, images, packages, python};
+use crate::{aarch64, checkout, command, fuzz, images, packages, python};
 
 /// One step, a cold build included.
 const STEP_LIMIT: Duration = Duration::from_hours(1);
@@ -36,6 +36,7 @@ pub fn run(own: Option<Destination>) -> Result<()> {
         ],
     );
     report.cargo("unit and property tests", &["test", "--workspace"]);
+    report.step("fuzzing", fuzz::run);
     report.step("the sidecar on aarch64 (type check)", aarch64::check);
     report.step("live processes", live);
     report.step("the cluster", || cluster(own));

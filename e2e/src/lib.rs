@@ -13,6 +13,7 @@ pub mod command;
 
 pub mod demo;
 pub mod deploy;
+pub mod fuzz;
 pub mod images;
 pub mod namespace;
 pub mod packages;

@@ -30,6 +30,8 @@ pub const BUILD: &[Need] = &[
     need("pkg-config", "pkgconf"),
     need("/usr/include/seccomp.h", "libseccomp-dev"),
 ];
+/// To build the fuzz targets: libFuzzer is C++.
+pub const FUZZ: &[Need] = &[need("g++", "g++")];
 /// To run the cluster.
 pub const CLUSTER: &[Need] = &[
     need("ip", "iproute2"),
