@@ -67,12 +67,13 @@ fn kept(what: &str, target: &str) -> Result<PathBuf> {
 
 /// libFuzzer's options: an input that takes ten seconds or half a gigabyte is a finding.
 /// <https://llvm.org/docs/LibFuzzer.html#options>
-fn options(seconds: u64, findings: &Path) -> [String; 5] {
+fn options(seconds: u64, findings: &Path) -> [String; 6] {
     [
         format!("-max_total_time={seconds}"),
         "-timeout=10".to_owned(),
         "-rss_limit_mb=512".to_owned(),
         "-verbosity=0".to_owned(),
+        "-print_funcs=0".to_owned(),
         format!("-artifact_prefix={}/", findings.display()),
     ]
 }
