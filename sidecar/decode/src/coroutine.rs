@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sidewinder_model::Frame;
 
 use crate::code::Code;
-use crate::decoder::{Decoder, Fault, HashMap};
+use crate::decoder::{Decoder, Fault, HashMap, HashSet};
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
 
@@ -65,8 +65,40 @@ pub(crate) struct Chain {
     pub(crate) state: Option<CoroutineState>,
     /// The frame of the innermost coroutine when it is being executed: plain frames go on beneath it.
     pub(crate) executing: Option<Addr>,
-    /// Objects met, to tell a circle.
-    seen: Vec<Addr>,
+    seen: Seen,
+}
+
+/// Objects met, to tell a circle. Chains are short, so the first are looked through one by one.
+#[derive(Debug, Default)]
+struct Seen {
+    first: Vec<Addr>,
+    others: HashSet<Addr>,
+}
+
+impl Seen {
+    /// Looked through one by one.
+    const FIRST: usize = 32;
+
+    fn clear(&mut self) {
+        self.first.clear();
+        self.others.clear();
+    }
+
+    /// Whether it was not met before.
+    fn insert(&mut self, at: Addr) -> bool {
+        if self.first.contains(&at) {
+            return false;
+        }
+        if self.first.len() < Self::FIRST {
+            self.first.push(at);
+            return true;
+        }
+        self.others.insert(at)
+    }
+
+    fn len(&self) -> usize {
+        self.first.len().saturating_add(self.others.len())
+    }
 }
 
 /// The frames of chains that several tasks have in common.
@@ -105,11 +137,10 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         chain.executing = None;
         let mut next = Some(coroutine);
         while let Some(at) = next {
-            if chain.seen.contains(&at) {
+            if !chain.seen.insert(at) {
                 self.problem(format_args!("{whose}: its coroutines form a circle"));
                 break;
             }
-            chain.seen.push(at);
             if chain.seen.len() > self.limits.coroutines {
                 self.problem(format_args!(
                     "{whose}: more than {} coroutines",
