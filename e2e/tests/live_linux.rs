@@ -141,23 +141,6 @@ fn a_thread_in_uninterruptible_sleep_is_given_up_and_left_clean() {
 }
 
 #[test]
-fn a_thread_says_what_it_waits_for() {
-    let target = Target::start(
-        "import socket\na, b = socket.socketpair()\nprint('ready', flush=True)\na.recv(1)",
-    );
-    let process = target.process();
-    target.until("blocked", |target| {
-        let thread = process.thread(main_tid(target)).unwrap();
-        thread.syscall.is_some_and(|syscall| {
-            syscall.name == "recvfrom"
-                && syscall
-                    .detail
-                    .is_some_and(|detail| detail.starts_with("fd 3: socket:["))
-        })
-    });
-}
-
-#[test]
 fn thread_ids_of_a_nested_namespace_are_its_own() {
     let target = Start {
         program: BUSY,

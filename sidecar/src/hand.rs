@@ -373,7 +373,7 @@ fn record(pid: i32, out: &Path, locals: Locals) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("failed to create {}", out.display()))?;
     let mappings = found.process.mappings()?;
     let limits = Limits::default();
-    let captured = capture(
+    let mut captured = capture(
         &found.process,
         runtime,
         Instant::now() + READ_LIMIT,
@@ -393,6 +393,9 @@ fn record(pid: i32, out: &Path, locals: Locals) -> anyhow::Result<ExitCode> {
             )
         },
     )?;
+    let threads = captured.value.threads.iter_mut();
+    let calls = threads.filter_map(|thread| Some((thread.tid, thread.syscall.as_mut()?)));
+    found.process.describe(calls);
     let bytes = captured.value.to_bytes();
     file.write_all(&bytes)
         .with_context(|| format!("failed to write {}", out.display()))?;

@@ -310,6 +310,9 @@ fn read_stacks(
     let mut problems = Vec::new();
     let (reason, message) = judge(&captured, &mut problems);
     let mut stacks = captured.value;
+    // What a thread waits for is looked up when nothing stands still any more.
+    let threads = stacks.interpreters.iter_mut().flat_map(|i| &mut i.threads);
+    process.describe(threads.filter_map(|thread| Some((thread.tid, thread.syscall.as_mut()?))));
     stacks.paused_microseconds = microseconds(captured.paused);
     stacks.stopped = captured.stopped;
     stacks.problems.splice(0..0, problems);

@@ -3,17 +3,21 @@
 #![cfg(target_os = "linux")]
 
 pub mod carrier;
+mod descriptors;
 mod error;
+mod fdinfo;
 pub mod hardening;
 mod memory;
 pub mod priority;
 pub mod process;
 pub mod procfs;
 pub mod signals;
+mod sockets;
 pub mod stop;
 mod syscalls;
 mod threads;
 pub mod turns;
+mod waits;
 pub mod write;
 
 pub use error::Error;

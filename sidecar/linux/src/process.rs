@@ -162,6 +162,11 @@ impl Process {
         self.pidfd.as_fd()
     }
 
+    /// Its folder in `/proc`.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
     pub(crate) fn openat(&self, path: impl AsRef<Path>, flags: OFlags) -> io::Result<File> {
         let fd = rustix::fs::openat(
             &self.dir,
@@ -176,7 +181,14 @@ impl Process {
         self.read_bounded(path, MAX_PROC_BYTES)
     }
 
-    fn read_bounded(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
+    /// A file that is shorter than a page, which the kernel gives in one piece.
+    pub(crate) fn short_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+        let mut buffer = [0; 4096];
+        let len = self.openat(path, OFlags::RDONLY)?.read(&mut buffer)?;
+        Ok(buffer.get(..len).unwrap_or_default().to_vec())
+    }
+
+    pub(crate) fn read_bounded(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.openat(path, OFlags::RDONLY)?
             .take(limit)

@@ -1,155 +1,184 @@
 //! Names of the system calls a thread can be blocked in, and which of their arguments says what it waits for.
-//! Numbers: `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h` of Linux.
 
-/// Which argument is worth showing.
+use nix::libc;
+use syscalls::Sysno;
+
+use crate::procfs::SyscallLine;
+
+/// Which arguments are worth showing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// None.
     Nothing,
     /// The first is a descriptor.
     Descriptor,
+    /// The first is a descriptor that is connected to the address at the second, as long as the third says.
+    Connect,
+    /// The first is a descriptor, the second says which lock on it is wanted.
+    Flock,
+    /// The first is a descriptor, the second a command that may want a lock on it.
+    Fcntl,
+    /// The first is an epoll descriptor, the fourth how many milliseconds to wait, -1 without limit.
+    Epoll,
+    /// The argument with this index points to a path.
+    Path(usize),
     /// The first is the address of a futex.
     Futex,
     /// The first is a child's pid, -1 for any.
     Child,
     /// `waitid`: the first says what the second is.
     IdType,
-    /// The first points to the second many `struct pollfd`.
-    PollSet,
+    /// The first points to the second many `struct pollfd`, the third is how many milliseconds to wait.
+    Poll,
+    /// As [`Self::Poll`], but the third points to a time.
+    Ppoll,
+    /// Three sets of the second, third and fourth argument, of descriptors below the first.
+    Select,
+    /// The first points to how long.
+    Nanosleep,
+    /// A clock, flags, and a pointer to how long or until when.
+    ClockNanosleep,
+    /// The first points to a set of signals.
+    SignalSet,
+    /// The first is an id of System V.
+    SystemV,
 }
 
-use Subject::{Child, Descriptor, Futex, IdType, Nothing, PollSet};
+/// A system call by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    /// Its name; `None` where this program knows no such number.
+    pub(crate) name: Option<&'static str>,
+    pub(crate) subject: Subject,
+}
+
+/// How a wait goes on that was interrupted.
+pub(crate) const RESTART: &str = "restart_syscall";
+
+impl Call {
+    /// What the registers alone say.
+    pub(crate) fn detail(&self, line: &SyscallLine) -> Option<String> {
+        match self.subject {
+            Subject::Futex => Some(futex(&line.args)),
+            _ if self.name == Some(RESTART) => {
+                Some("a timed wait that was interrupted and goes on".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
 
 /// The call with this number on the machine this is built for.
-pub(crate) fn lookup(number: u64) -> Option<(&'static str, Subject)> {
-    TABLE
-        .iter()
-        .find(|(known, _, _)| *known == number)
-        .map(|(_, name, subject)| (*name, *subject))
+pub(crate) fn lookup(number: u64) -> Call {
+    let name = usize::try_from(number)
+        .ok()
+        .and_then(Sysno::new)
+        .map(|call| call.name());
+    Call {
+        name,
+        subject: name.map_or(Subject::Nothing, subject),
+    }
 }
 
-#[cfg(target_arch = "x86_64")]
-const TABLE: &[(u64, &str, Subject)] = &[
-    (0, "read", Descriptor),
-    (1, "write", Descriptor),
-    (3, "close", Descriptor),
-    (7, "poll", PollSet),
-    (16, "ioctl", Descriptor),
-    (17, "pread64", Descriptor),
-    (18, "pwrite64", Descriptor),
-    (19, "readv", Descriptor),
-    (20, "writev", Descriptor),
-    (23, "select", Nothing),
-    (34, "pause", Nothing),
-    (35, "nanosleep", Nothing),
-    (40, "sendfile", Descriptor),
-    (42, "connect", Descriptor),
-    (43, "accept", Descriptor),
-    (44, "sendto", Descriptor),
-    (45, "recvfrom", Descriptor),
-    (46, "sendmsg", Descriptor),
-    (47, "recvmsg", Descriptor),
-    (58, "vfork", Nothing),
-    (61, "wait4", Child),
-    (65, "semop", Nothing),
-    (69, "msgsnd", Nothing),
-    (70, "msgrcv", Nothing),
-    (72, "fcntl", Descriptor),
-    (73, "flock", Descriptor),
-    (74, "fsync", Descriptor),
-    (75, "fdatasync", Descriptor),
-    (128, "rt_sigtimedwait", Nothing),
-    (130, "rt_sigsuspend", Nothing),
-    (202, "futex", Futex),
-    (208, "io_getevents", Nothing),
-    (219, "restart_syscall", Nothing),
-    (220, "semtimedop", Nothing),
-    (230, "clock_nanosleep", Nothing),
-    (232, "epoll_wait", Descriptor),
-    (242, "mq_timedsend", Descriptor),
-    (243, "mq_timedreceive", Descriptor),
-    (247, "waitid", IdType),
-    (257, "openat", Nothing),
-    (270, "pselect6", Nothing),
-    (271, "ppoll", PollSet),
-    (275, "splice", Descriptor),
-    (277, "sync_file_range", Descriptor),
-    (281, "epoll_pwait", Descriptor),
-    (288, "accept4", Descriptor),
-    (295, "preadv", Descriptor),
-    (296, "pwritev", Descriptor),
-    (299, "recvmmsg", Descriptor),
-    (307, "sendmmsg", Descriptor),
-    (318, "getrandom", Nothing),
-    (426, "io_uring_enter", Descriptor),
-    (441, "epoll_pwait2", Descriptor),
-    (449, "futex_waitv", Nothing),
-];
+fn subject(name: &str) -> Subject {
+    match name {
+        "read" | "write" | "close" | "ioctl" | "pread64" | "pwrite64" | "readv" | "writev"
+        | "preadv" | "pwritev" | "preadv2" | "pwritev2" | "sendfile" | "accept" | "accept4"
+        | "sendto" | "recvfrom" | "sendmsg" | "recvmsg" | "sendmmsg" | "recvmmsg" | "fsync"
+        | "fdatasync" | "sync_file_range" | "syncfs" | "fallocate" | "ftruncate" | "fstat"
+        | "getdents64" | "splice" | "tee" | "vmsplice" | "copy_file_range" | "mq_timedsend"
+        | "mq_timedreceive" | "io_uring_enter" | "shutdown" => Subject::Descriptor,
+        "connect" => Subject::Connect,
+        "flock" => Subject::Flock,
+        "fcntl" => Subject::Fcntl,
+        "epoll_wait" | "epoll_pwait" | "epoll_pwait2" => Subject::Epoll,
+        "open" | "stat" | "lstat" | "access" | "unlink" | "rmdir" | "mkdir" | "rename"
+        | "readlink" | "statfs" | "truncate" | "chdir" | "execve" => Subject::Path(0),
+        "openat" | "openat2" | "newfstatat" | "statx" | "faccessat" | "faccessat2" | "unlinkat"
+        | "mkdirat" | "readlinkat" | "renameat" | "renameat2" | "execveat" => Subject::Path(1),
+        "futex" => Subject::Futex,
+        "wait4" => Subject::Child,
+        "waitid" => Subject::IdType,
+        "poll" => Subject::Poll,
+        "ppoll" => Subject::Ppoll,
+        "select" | "pselect6" => Subject::Select,
+        "nanosleep" => Subject::Nanosleep,
+        "clock_nanosleep" => Subject::ClockNanosleep,
+        "rt_sigtimedwait" => Subject::SignalSet,
+        "semop" | "semtimedop" | "msgsnd" | "msgrcv" => Subject::SystemV,
+        _ => Subject::Nothing,
+    }
+}
 
-#[cfg(target_arch = "aarch64")]
-const TABLE: &[(u64, &str, Subject)] = &[
-    (4, "io_getevents", Nothing),
-    (22, "epoll_pwait", Descriptor),
-    (25, "fcntl", Descriptor),
-    (29, "ioctl", Descriptor),
-    (32, "flock", Descriptor),
-    (56, "openat", Nothing),
-    (57, "close", Descriptor),
-    (63, "read", Descriptor),
-    (64, "write", Descriptor),
-    (65, "readv", Descriptor),
-    (66, "writev", Descriptor),
-    (67, "pread64", Descriptor),
-    (68, "pwrite64", Descriptor),
-    (69, "preadv", Descriptor),
-    (70, "pwritev", Descriptor),
-    (71, "sendfile", Descriptor),
-    (72, "pselect6", Nothing),
-    (73, "ppoll", PollSet),
-    (76, "splice", Descriptor),
-    (82, "fsync", Descriptor),
-    (83, "fdatasync", Descriptor),
-    (84, "sync_file_range", Descriptor),
-    (95, "waitid", IdType),
-    (98, "futex", Futex),
-    (101, "nanosleep", Nothing),
-    (115, "clock_nanosleep", Nothing),
-    (128, "restart_syscall", Nothing),
-    (133, "rt_sigsuspend", Nothing),
-    (137, "rt_sigtimedwait", Nothing),
-    (182, "mq_timedsend", Descriptor),
-    (183, "mq_timedreceive", Descriptor),
-    (188, "msgrcv", Nothing),
-    (189, "msgsnd", Nothing),
-    (192, "semtimedop", Nothing),
-    (193, "semop", Nothing),
-    (202, "accept", Descriptor),
-    (203, "connect", Descriptor),
-    (206, "sendto", Descriptor),
-    (207, "recvfrom", Descriptor),
-    (211, "sendmsg", Descriptor),
-    (212, "recvmsg", Descriptor),
-    (242, "accept4", Descriptor),
-    (243, "recvmmsg", Descriptor),
-    (260, "wait4", Child),
-    (269, "sendmmsg", Descriptor),
-    (278, "getrandom", Nothing),
-    (426, "io_uring_enter", Descriptor),
-    (441, "epoll_pwait2", Descriptor),
-    (449, "futex_waitv", Nothing),
-];
+/// The call that a `restart_syscall` goes on with, as far as its registers and `wchan` tell.
+///
+/// A relative wait that a signal or a tracer interrupted is continued by this call, which finds what it needs in the
+/// kernel; the registers still hold the arguments of the first one. Only four calls do so:
+/// <https://man7.org/linux/man-pages/man2/restart_syscall.2.html>.
+pub(crate) fn restarted(line: &SyscallLine, wchan: &str) -> Option<Call> {
+    let [first, second, third, fourth, _, sixth] = line.args;
+    // A pointer is beyond the page at zero, which nobody may map.
+    let pointer = |word: u64| word >= 4096;
+    let name = if wchan.contains("futex") {
+        "futex"
+    } else if wchan.contains("nanosleep") {
+        if pointer(first) {
+            "nanosleep"
+        } else {
+            "clock_nanosleep"
+        }
+    } else if wchan.contains("poll") {
+        "poll"
+    } else if !wchan.is_empty() && wchan != "0" {
+        return None;
+    } else if pointer(first)
+        && first.is_multiple_of(4)
+        && pointer(fourth)
+        // FUTEX_WAIT_BITSET of any task, perhaps private, perhaps by the clock of the day.
+        && matches!(second, 0x9 | 0x89 | 0x109 | 0x189)
+        && sixth == 0xffff_ffff
+    {
+        "futex"
+    } else if first < 16 && second == 0 && pointer(third) {
+        "clock_nanosleep"
+    } else {
+        return None;
+    };
+    Some(Call {
+        name: Some(name),
+        subject: subject(name),
+    })
+}
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-const TABLE: &[(u64, &str, Subject)] = &[];
+/// What a wait on a futex says by itself: <https://man7.org/linux/man-pages/man2/futex.2.html>.
+pub(crate) fn futex(args: &[u64; 6]) -> String {
+    let [address, operation, _, timeout, ..] = args;
+    let private = u64::from(libc::FUTEX_PRIVATE_FLAG.cast_unsigned());
+    let shared = if operation & private == 0 {
+        ", shared"
+    } else {
+        ", private"
+    };
+    // FUTEX_WAIT and FUTEX_LOCK_PI and their kin take a time; for those that wake, the argument is a number.
+    let timed = match operation & 0x7f {
+        0 | 6 | 9 | 11 | 13 => *timeout != 0,
+        _ => false,
+    };
+    let timed = if timed { ", timed" } else { "" };
+    format!("futex {address:#x}{shared}{timed}")
+}
 
 #[cfg(test)]
 mod tests {
-    use super::{TABLE, lookup};
+    use super::*;
+
+    fn number(number: libc::c_long) -> u64 {
+        u64::try_from(number).unwrap()
+    }
 
     #[test]
-    fn the_table_agrees_with_the_headers() {
-        use nix::libc;
-        for (name, number) in [
+    fn the_numbers_are_those_of_the_headers() {
+        for (name, constant) in [
             ("read", libc::SYS_read),
             ("futex", libc::SYS_futex),
             ("wait4", libc::SYS_wait4),
@@ -160,21 +189,84 @@ mod tests {
             ("accept4", libc::SYS_accept4),
             ("semtimedop", libc::SYS_semtimedop),
             ("restart_syscall", libc::SYS_restart_syscall),
-            ("rt_sigtimedwait", libc::SYS_rt_sigtimedwait),
             ("mq_timedreceive", libc::SYS_mq_timedreceive),
-            ("recvmmsg", libc::SYS_recvmmsg),
             ("waitid", libc::SYS_waitid),
-            ("fdatasync", libc::SYS_fdatasync),
             ("io_uring_enter", libc::SYS_io_uring_enter),
+            ("epoll_pwait2", libc::SYS_epoll_pwait2),
+            ("futex_waitv", libc::SYS_futex_waitv),
         ] {
-            let number = u64::try_from(number).unwrap();
-            assert_eq!(lookup(number).map(|(name, _)| name), Some(name));
+            assert_eq!(lookup(number(constant)).name, Some(name));
         }
+        assert_eq!(
+            lookup(99_999),
+            Call {
+                name: None,
+                subject: Subject::Nothing
+            }
+        );
+        assert_eq!(lookup(u64::MAX).name, None);
     }
 
     #[test]
-    fn ascending_so_no_number_stands_twice() {
-        assert!(TABLE.windows(2).all(|pair| pair[0].0 < pair[1].0));
-        assert_eq!(lookup(99_999), None);
+    fn each_argument_is_taken_for_what_it_is() {
+        for (constant, subject) in [
+            (libc::SYS_recvfrom, Subject::Descriptor),
+            (libc::SYS_connect, Subject::Connect),
+            (libc::SYS_openat, Subject::Path(1)),
+            (libc::SYS_futex, Subject::Futex),
+            (libc::SYS_wait4, Subject::Child),
+            (libc::SYS_waitid, Subject::IdType),
+            (libc::SYS_ppoll, Subject::Ppoll),
+            (libc::SYS_pselect6, Subject::Select),
+            (libc::SYS_epoll_pwait, Subject::Epoll),
+            (libc::SYS_clock_nanosleep, Subject::ClockNanosleep),
+            (libc::SYS_flock, Subject::Flock),
+            (libc::SYS_fcntl, Subject::Fcntl),
+            (libc::SYS_rt_sigtimedwait, Subject::SignalSet),
+            (libc::SYS_getpid, Subject::Nothing),
+        ] {
+            assert_eq!(lookup(number(constant)).subject, subject);
+        }
+    }
+
+    fn line(args: [u64; 6]) -> SyscallLine {
+        SyscallLine { number: 219, args }
+    }
+
+    #[test]
+    fn a_restarted_wait_is_known_by_where_it_sleeps_or_by_its_registers() {
+        const AT: u64 = 0x7f00_0000_1000;
+        let name = |args, wchan| restarted(&line(args), wchan).and_then(|call| call.name);
+        let lock = [AT, 0x189, 0, AT, 0, 0xffff_ffff];
+        assert_eq!(name(lock, "futex_do_wait"), Some("futex"));
+        assert_eq!(name(lock, "0"), Some("futex"));
+        assert_eq!(name(lock, ""), Some("futex"));
+        let sleep = [0, 0, AT, AT, 0, 0];
+        assert_eq!(name(sleep, "hrtimer_nanosleep"), Some("clock_nanosleep"));
+        assert_eq!(name(sleep, "0"), Some("clock_nanosleep"));
+        assert_eq!(
+            name([AT, 0, 0, 0, 0, 0], "hrtimer_nanosleep"),
+            Some("nanosleep")
+        );
+        let poll = [AT, 1, 5000, 0, 0, 0];
+        assert_eq!(
+            name(poll, "poll_schedule_timeout.constprop.0"),
+            Some("poll")
+        );
+        // It could be nanosleep as well.
+        assert_eq!(name(poll, "0"), None);
+        assert_eq!(name(lock, "some_new_function"), None);
+    }
+
+    #[test]
+    fn a_futex_says_whether_it_is_shared_and_timed() {
+        assert_eq!(
+            futex(&[0x10, 0x189, 0, 0x7f00, 0, 0]),
+            "futex 0x10, private, timed"
+        );
+        assert_eq!(futex(&[0x10, 0x80, 2, 0, 0, 0]), "futex 0x10, private");
+        assert_eq!(futex(&[0x10, 0, 2, 0, 0, 0]), "futex 0x10, shared");
+        // FUTEX_WAKE has a count there.
+        assert_eq!(futex(&[0x10, 0x81, 1, 7, 0, 0]), "futex 0x10, private");
     }
 }

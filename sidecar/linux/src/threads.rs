@@ -1,11 +1,10 @@
 //! What the kernel knows of a target's threads.
 
-use nix::errno::Errno;
 use sidewinder_decode::OsThread;
 use sidewinder_model::{Syscall, ThreadState};
 
 use crate::procfs::{self, Stat, Status, SyscallLine};
-use crate::syscalls::{self, Subject};
+use crate::syscalls::{self, Call, Subject};
 use crate::{Error, Process};
 
 /// Most threads of one process that are looked at.
@@ -18,6 +17,17 @@ pub struct SchedStat {
     pub run_nanoseconds: u64,
     /// How often it was put on a CPU.
     pub timeslices: u64,
+}
+
+/// What `/proc/PID/task/TID/syscall` tells of a thread.
+#[derive(Debug)]
+enum Activity {
+    /// It is in a system call, and sleeps.
+    InCall(SyscallLine, Call),
+    /// It runs, or is ready to.
+    Running,
+    /// It does not run and is in no system call: it is stopped, or waits for a page.
+    OutsideCalls,
 }
 
 impl Process {
@@ -35,7 +45,8 @@ impl Process {
         Ok(tids)
     }
 
-    /// Its threads. What may not be seen is left out of each; a thread that ends meanwhile is left out whole.
+    /// Its threads. What may not be seen is left out of each; a thread that ends meanwhile is left out whole. Their
+    /// system calls say what is in the registers; [`Self::describe`] says the rest.
     ///
     /// # Errors
     /// [`Error::Gone`], or what the kernel said.
@@ -49,7 +60,7 @@ impl Process {
 
     /// One of its threads; `None` when it is not one, or has ended.
     pub fn thread(&self, tid: u64) -> Option<OsThread> {
-        let stat = self.thread_stat(tid)?;
+        let name = self.short_file(format!("task/{tid}/comm")).ok()?;
         // Only a process in a nested PID namespace has other ids there.
         let ns_tid = if self.pid() == self.ns_pid() {
             tid
@@ -61,32 +72,65 @@ impl Process {
                 .and_then(|id| u64::try_from(*id).ok())
                 .unwrap_or(tid)
         };
-        let line = self
-            .proc_file(format!("task/{tid}/syscall"))
-            .ok()
-            .and_then(|text| procfs::syscall(&text));
-        let running = match stat.state {
-            'R' => true,
-            // Stopped, by us or by a signal: what it was doing shows in whether it is in a system call.
-            't' | 'T' => line.is_none(),
-            _ => false,
+        let activity = self.activity(tid);
+        let (state, call) = match activity {
+            Some(Activity::InCall(line, call)) => (ThreadState::Blocked, Some((line, call))),
+            Some(Activity::Running) => (ThreadState::Running, None),
+            // The state costs more to read than all the rest, and is needed only where the call does not tell.
+            Some(Activity::OutsideCalls) | None => {
+                let state = match self.thread_stat(tid)?.state {
+                    // Stopped, by us or by a signal, when it was in no call.
+                    'R' | 't' | 'T' => ThreadState::Running,
+                    _ => ThreadState::Blocked,
+                };
+                (state, None)
+            }
         };
+        let futex = call
+            .as_ref()
+            .filter(|(_, call)| call.subject == Subject::Futex);
         Some(OsThread {
             tid,
             ns_tid,
-            name: stat.comm,
-            state: if running {
-                ThreadState::Running
-            } else {
-                ThreadState::Blocked
-            },
-            futex: line
-                .filter(|line| {
-                    !running && matches!(syscalls::lookup(line.number), Some((_, Subject::Futex)))
-                })
-                .map(|line| line.args[0]),
-            syscall: line.filter(|_| !running).map(|line| self.describe(line)),
+            name: String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned(),
+            state,
+            futex: futex.map(|(line, _)| line.args[0]),
+            syscall: call.map(|(line, call)| Syscall {
+                name: call
+                    .name
+                    .map_or_else(|| format!("syscall {}", line.number), str::to_owned),
+                detail: call.detail(&line),
+            }),
         })
+    }
+
+    /// What the kernel says that a thread does; `None` where it says nothing, for example for want of the right to ask.
+    fn activity(&self, tid: u64) -> Option<Activity> {
+        let text = self.short_file(format!("task/{tid}/syscall")).ok()?;
+        let Some(line) = procfs::syscall(&text) else {
+            return match text.as_slice() {
+                b"running\n" => Some(Activity::Running),
+                [b'-', ..] => Some(Activity::OutsideCalls),
+                _ => None,
+            };
+        };
+        let call = syscalls::lookup(line.number);
+        if call.name != Some(syscalls::RESTART) {
+            return Some(Activity::InCall(line, call));
+        }
+        let wchan = self
+            .short_file(format!("task/{tid}/wchan"))
+            .unwrap_or_default();
+        let was = syscalls::restarted(&line, &String::from_utf8_lossy(&wchan));
+        Some(Activity::InCall(line, was.unwrap_or(call)))
+    }
+
+    /// The system call that a thread is in, a restarted one as what it was.
+    pub(crate) fn call(&self, tid: u64) -> Option<(SyscallLine, Call)> {
+        match self.activity(tid)? {
+            Activity::InCall(line, call) => Some((line, call)),
+            Activity::Running | Activity::OutsideCalls => None,
+        }
     }
 
     /// `/proc/PID/task/TID/stat`.
@@ -111,79 +155,6 @@ impl Process {
             timeslices,
         })
     }
-
-    fn describe(&self, line: SyscallLine) -> Syscall {
-        let Some((name, subject)) = syscalls::lookup(line.number) else {
-            return Syscall {
-                name: format!("syscall {}", line.number),
-                detail: None,
-            };
-        };
-        let [first, second, ..] = line.args;
-        let detail = match subject {
-            Subject::Nothing => None,
-            Subject::Descriptor => Some(self.descriptor(first)),
-            Subject::Futex => Some(format!("futex {first:#x}")),
-            Subject::Child => Some(child(first)),
-            Subject::IdType => match first {
-                1 => Some(child(second)),
-                3 => Some(self.descriptor(second)),
-                _ => Some("any child".to_owned()),
-            },
-            Subject::PollSet => self.poll_set(first, second),
-        };
-        Syscall {
-            name: name.to_owned(),
-            detail,
-        }
-    }
-
-    fn descriptor(&self, number: u64) -> String {
-        // An int argument: the upper half of the register means nothing.
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the kernel looks at the lower half only"
-        )]
-        let number = number as u32;
-        match self.readlink(format!("fd/{number}")) {
-            Ok(target) => {
-                let target = target.to_string_lossy();
-                format!(
-                    "fd {number}: {}",
-                    target.chars().take(256).collect::<String>()
-                )
-            }
-            Err(_) => format!("fd {number}"),
-        }
-    }
-
-    /// `struct pollfd` is an int and two shorts; one descriptor is named, more are counted.
-    fn poll_set(&self, at: u64, count: u64) -> Option<String> {
-        match count {
-            0 => None,
-            1 => {
-                let mut bytes = [0; 4];
-                match self.read_memory(at, &mut bytes) {
-                    Ok(()) => Some(self.descriptor(u64::from(u32::from_le_bytes(bytes)))),
-                    Err(Errno::EFAULT | _) => None,
-                }
-            }
-            more => Some(format!("{more} descriptors")),
-        }
-    }
-}
-
-fn child(pid: u64) -> String {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "pid_t: the kernel looks at the lower half only"
-    )]
-    let pid = (pid as u32).cast_signed();
-    if pid > 0 {
-        format!("child {pid}")
-    } else {
-        "any child".to_owned()
-    }
 }
 
 #[cfg(test)]
@@ -191,20 +162,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_is_named_and_minus_one_is_any() {
-        assert_eq!(child(17), "child 17");
-        assert_eq!(child(0xffff_ffff_ffff_ffff), "any child");
-        assert_eq!(child(0xffff_ffff), "any child");
-    }
-
-    #[test]
-    fn this_process_has_this_thread() {
+    fn a_thread_that_spins_runs_and_one_that_waits_is_blocked() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        use std::sync::mpsc::channel;
         let own = i32::try_from(std::process::id()).unwrap();
         let process = Process::open(own).unwrap();
-        let tid = u64::try_from(nix::unistd::gettid().as_raw()).unwrap();
-        let thread = process.thread(tid).unwrap();
-        assert_eq!(thread.state, ThreadState::Running);
-        assert!(process.tids().unwrap().contains(&tid));
+        let tid = || u64::try_from(nix::unistd::gettid().as_raw()).unwrap();
+        let (stop, (say, hear)) = (AtomicBool::new(false), channel());
+        let (release, wait) = channel::<()>();
+        std::thread::scope(|scope| {
+            let spins = say.clone();
+            let stop = &stop;
+            scope.spawn(move || {
+                spins.send(tid()).unwrap();
+                while !stop.load(Ordering::Relaxed) {}
+            });
+            let spinning = hear.recv().unwrap();
+            std::thread::Builder::new()
+                .name("waits (a) b".into())
+                .spawn_scoped(scope, move || {
+                    say.send(tid()).unwrap();
+                    wait.recv().unwrap_err();
+                })
+                .unwrap();
+            let waiting = hear.recv().unwrap();
+            let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            // Each may still be in the call that told its id.
+            let becomes = |tid, state| loop {
+                let thread = process.thread(tid).unwrap();
+                if thread.state == state {
+                    return thread;
+                }
+                assert!(std::time::Instant::now() < limit, "{thread:?}");
+                std::thread::yield_now();
+            };
+            assert_eq!(becomes(spinning, ThreadState::Running).syscall, None);
+            let blocked = becomes(waiting, ThreadState::Blocked);
+            assert_eq!(blocked.name, "waits (a) b");
+            assert!(blocked.syscall.is_some());
+            assert!(process.tids().unwrap().contains(&waiting));
+            stop.store(true, Ordering::Relaxed);
+            drop(release);
+        });
         assert_eq!(process.thread(1 << 40), None);
     }
 
