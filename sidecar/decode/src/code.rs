@@ -9,8 +9,6 @@ use crate::linetable;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
 
-/// A path may be longer than other names.
-const MAX_PATH: usize = 4096;
 /// Copies of the bytecode per thread, free-threaded builds only.
 const MAX_COPIES: u64 = 1 << 16;
 
@@ -47,13 +45,12 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         if self.type_of(address)?.name != "code" {
             return Err(Fault::Invalid("not a code object"));
         }
-        let text = |field, max| {
+        let text = |field| {
             self.pointer(self.member(address, field))
-                .and_then(|at| self.string_up_to(at, max))
+                .and_then(|at| self.string_up_to(at, self.limits.name_bytes))
         };
-        let function = text(F::code_object_qualname, self.limits.string_bytes)
-            .or_else(|_| text(F::code_object_name, self.limits.string_bytes))?;
-        let file = text(F::code_object_filename, MAX_PATH).unwrap_or_default();
+        let function = text(F::code_object_qualname).or_else(|_| text(F::code_object_name))?;
+        let file = text(F::code_object_filename).unwrap_or_default();
         let lines = self
             .pointer(self.member(address, F::code_object_linetable))
             .and_then(|at| self.bytes_object(at, self.limits.linetable_bytes))

@@ -17,6 +17,7 @@ mod code;
 mod coroutine;
 mod decoder;
 pub mod elf;
+mod exception;
 mod frame;
 mod graph;
 pub mod limits;
@@ -32,6 +33,7 @@ mod search;
 mod task;
 mod text;
 mod thread;
+mod thread_name;
 
 pub use elf::{ElfError, ElfFacts, Files, NoFiles};
 pub use limits::Limits;

@@ -36,6 +36,8 @@ pub struct Limits {
     pub values: usize,
     /// Bytes of one string in a result, UTF-8 encoded.
     pub string_bytes: usize,
+    /// Bytes of the name of a function, a file or a thread, UTF-8 encoded: what two of them differ in may come late.
+    pub name_bytes: usize,
     /// Bytes of one code object's location table.
     pub linetable_bytes: usize,
     /// Problems kept in words; the others are counted.
@@ -53,7 +55,7 @@ impl Default for Limits {
             scanned_bytes: 256 << 20,
             interpreters: 256,
             threads: 32_768,
-            frames: 16_384,
+            frames: 131_072,
             coroutines: 4_096,
             tasks: 1_000_000,
             awaiters: 1_000_000,
@@ -61,6 +63,7 @@ impl Default for Limits {
             locals: 1_024,
             values: 20_000,
             string_bytes: 1_024,
+            name_bytes: 65_536,
             linetable_bytes: 4 << 20,
             problems: 64,
         }

@@ -15,8 +15,8 @@ mod instance;
 pub(crate) mod kind;
 mod machinery;
 mod number;
-mod secret;
-mod value;
+pub(crate) mod secret;
+pub(crate) mod value;
 
 use secret::is_secret_name;
 use value::MASKED;

@@ -64,6 +64,9 @@ impl Type {
     pub(crate) fn is_heap(&self) -> bool {
         self.has(9)
     }
+    pub(crate) fn is_exception(&self) -> bool {
+        self.has(30)
+    }
     pub(crate) fn is_int(&self) -> bool {
         self.has(24)
     }

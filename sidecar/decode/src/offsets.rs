@@ -154,6 +154,9 @@ pub(crate) struct Version {
     pub(crate) generator: GeneratorStates,
     /// How far below the stack pointer the awaited object of a suspended frame lies, in bytes.
     pub(crate) awaited_below_stackpointer: u64,
+    /// How far before `thread_state.thread_id` the thread's `current_exception` lies, in bytes, for tables that have no
+    /// word for it. In all versions `exc_info`, the innermost handled exception, follows it.
+    pub(crate) current_exception_before_thread_id: u64,
 }
 
 /// The values of `gi_frame_state`.
@@ -275,6 +278,7 @@ pub(crate) const VERSIONS: &[Version] = &[
             executing: 0,
         },
         awaited_below_stackpointer: 8,
+        current_exception_before_thread_id: 40,
     },
     // 3.15 keeps one more word above the awaited object.
     Version {
@@ -399,6 +403,7 @@ pub(crate) const VERSIONS: &[Version] = &[
             executing: 4,
         },
         awaited_below_stackpointer: 16,
+        current_exception_before_thread_id: 40,
     },
 ];
 

@@ -1,8 +1,6 @@
 //! Interpreters and their threads: the document of `stacks`.
 
-use std::ops::ControlFlow;
-
-use sidewinder_model::{Interpreter, Locals, Stacks, Stopped, Thread, ThreadState};
+use sidewinder_model::{Collection, Interpreter, Locals, Stacks, Stopped, Thread, ThreadState};
 
 use crate::decoder::{Decoder, Fault, HashMap, HashSet};
 use crate::limits::Limits;
@@ -10,6 +8,7 @@ use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
 use crate::os::OsThread;
 use crate::runtime::{GilState, Runtime};
+use crate::thread_name::ThreadNames;
 
 // Bits of `PyThreadState._status`.
 const CLEARED: u32 = 1 << 6;
@@ -46,6 +45,7 @@ pub fn stacks<M: Memory + ?Sized>(
     let decoder = Decoder::new(memory, runtime, limits);
     let os = by_native_id(os_threads);
     let mut interpreters = Vec::new();
+    let mut main_names = ThreadNames::default();
     for interpreter in decoder.interpreters() {
         let gil = decoder
             .gil(interpreter.address, interpreter.id)
@@ -57,24 +57,35 @@ pub fn stacks<M: Memory + ?Sized>(
                 None
             });
         let names = decoder.thread_names(interpreter.address);
-        let threads = decoder
+        let states: Vec<PyThread> = decoder
             .threads(&interpreter, os_threads)
             .into_iter()
             .filter(|thread| thread.native != 0 || !thread.current_frame.is_null())
-            .map(|thread| {
-                decoder.thread(
-                    &thread,
-                    os.get(&thread.native).copied(),
-                    gil,
-                    &names,
-                    locals,
-                )
+            .collect();
+        let threads: Vec<Thread> = states
+            .iter()
+            .map(|state| {
+                let os = os.get(&state.native).copied();
+                let name = names
+                    .of(state)
+                    // A thread that has come from the main interpreter has its name there.
+                    .or_else(|| main_names.of_ident(state.ident))
+                    .or_else(|| os.map(|os| os.name.as_str()))
+                    .unwrap_or_default();
+                decoder.thread(state, os, gil, name, locals)
             })
             .collect();
+        let (collecting_garbage, collection) =
+            decoder.collection(interpreter.address, &states, &threads);
         interpreters.push(Interpreter {
             id: interpreter.id,
+            collecting_garbage,
+            collection,
             threads,
         });
+        if interpreter.id == 0 {
+            main_names = names;
+        }
     }
     Stacks {
         python: runtime.version(),
@@ -222,81 +233,113 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         thread: &PyThread,
         os: Option<&OsThread>,
         gil: Option<GilState>,
-        names: &HashMap<u64, String>,
+        name: &str,
         locals: Locals,
     ) -> Thread {
-        let name = names
-            .get(&thread.ident)
-            .cloned()
-            .or_else(|| os.map(|os| os.name.clone()))
-            .unwrap_or_default();
         let whose = format!("thread {} ({name})", thread.native);
         if os.is_none() {
             self.problem(format_args!("{whose}: the kernel has no such thread"));
         }
-        let holds = gil.is_some_and(|gil| gil.locked && gil.holder == thread.address);
+        let has_gil = !self.runtime.free_threaded();
+        let holds = has_gil && gil.is_some_and(|gil| gil.locked && gil.holder == thread.address);
+        let sleeps_for_gil = has_gil && os.zip(gil).is_some_and(|(os, gil)| self.in_gil(os, gil));
+        let wants = has_gil && !holds && (sleeps_for_gil || self.requests_gil(thread));
+        let (mut state, mut syscall) = os.map_or((ThreadState::Blocked, None), |os| {
+            (os.state, os.syscall.clone())
+        });
+        if wants {
+            state = ThreadState::Runnable;
+            if sleeps_for_gil {
+                if let (Some(syscall), Some(futex)) = (&mut syscall, os.and_then(|os| os.futex)) {
+                    syscall.detail = Some(format!("futex {futex:#x}, the GIL"));
+                }
+            } else {
+                // It has come back from where the kernel saw it.
+                syscall = None;
+            }
+        } else if holds && sleeps_for_gil {
+            // It has got since what it waited for when the kernel was asked.
+            state = ThreadState::Running;
+            syscall = None;
+        }
+        let exception = self
+            .current_exception(thread.address)
+            .unwrap_or_else(|fault| {
+                self.problem(format_args!("{whose}: its exception: {fault}"));
+                None
+            });
         let (frames, _) = self.frames(&whose, thread.current_frame, None, locals);
         Thread {
             tid: os.map_or(0, |os| os.tid),
             ident: format!("{:#x}", thread.ident),
-            name,
+            name: name.to_owned(),
             main: thread.main,
-            holds_gil: (!self.runtime.free_threaded()).then_some(holds),
-            state: os.map_or(ThreadState::Blocked, |os| self.state(os, gil, holds)),
-            syscall: os.and_then(|os| os.syscall.clone()),
+            holds_gil: has_gil.then_some(holds),
+            wants_gil: has_gil.then_some(wants),
+            state,
+            syscall,
+            exception,
             frames,
         }
     }
 
     /// A thread that waits for the GIL sleeps on a futex inside the lock, five milliseconds at a time.
-    fn state(&self, os: &OsThread, gil: Option<GilState>, holds: bool) -> ThreadState {
-        if self.runtime.free_threaded() || holds {
-            return os.state;
-        }
-        let waits_for_gil = gil.is_some_and(|gil| {
-            os.futex
-                .is_some_and(|futex| (gil.gil.0..gil.gil.plus(self.gil_bytes()).0).contains(&futex))
-        });
-        if waits_for_gil {
-            ThreadState::Runnable
-        } else {
-            os.state
-        }
+    fn in_gil(&self, os: &OsThread, gil: GilState) -> bool {
+        let end = gil.gil.plus(self.gil_bytes());
+        os.futex
+            .is_some_and(|futex| (gil.gil.0..end.0).contains(&futex))
     }
 
-    /// `threading._active`: the full names of threads by ident, where `threading` is imported. The kernel has 15 bytes.
-    pub(crate) fn thread_names(&self, interpreter: Addr) -> HashMap<u64, String> {
-        let mut names = HashMap::default();
-        let mut read = || -> Result<(), Fault> {
-            let modules =
-                self.pointer(self.member(interpreter, F::interpreter_state_imports_modules))?;
-            if modules.is_null() {
-                return Ok(());
-            }
-            let Some(module) = self.dict_get(modules, "threading")? else {
-                return Ok(());
-            };
-            if self.type_of(module)?.name != "module" {
-                return Ok(());
-            }
-            let dict = self.pointer(self.member(module, F::pyobject_size))?;
-            let Some(active) = self.dict_get(dict, "_active")? else {
-                return Ok(());
-            };
-            self.dict_entries(active, |ident, thread| {
-                let name = self.attribute(thread, "_name").and_then(|name| match name {
-                    Some(name) => self.string(name).map(Some),
-                    None => Ok(None),
-                });
-                if let (Ok(ident), Ok(Some(name))) = (self.small_int(ident), name) {
-                    names.insert(ident, name);
-                }
-                ControlFlow::Continue(())
-            })
-        };
-        if let Err(fault) = read() {
-            self.problem(format_args!("names of threads: {fault}"));
+    /// 3.15 keeps for each thread whether it asks for the GIL.
+    fn requests_gil(&self, thread: &PyThread) -> bool {
+        self.offsets()
+            .find(F::thread_state_gil_requested)
+            .and_then(|at| self.i32(thread.address.plus(at)).ok())
+            .is_some_and(|requested| requested != 0)
+    }
+
+    /// Whether the garbage collector is at work, and where it was begun.
+    fn collection(
+        &self,
+        interpreter: Addr,
+        states: &[PyThread],
+        threads: &[Thread],
+    ) -> (bool, Option<Collection>) {
+        let collector = self.member(interpreter, F::interpreter_state_gc);
+        let collecting = self
+            .i32(self.member(collector, F::gc_collecting))
+            .unwrap_or_else(|fault| {
+                self.problem(format_args!("garbage collector: {fault}"));
+                0
+            });
+        if collecting == 0 {
+            return (false, None);
         }
-        names
+        let begun_at = self
+            .offsets()
+            .find(F::gc_frame)
+            .and_then(|at| self.pointer(collector.plus(at)).ok())
+            .filter(|frame| !frame.is_null());
+        let Some(begun_at) = begun_at else {
+            return (true, None);
+        };
+        let found = states.iter().zip(threads).find_map(|(state, thread)| {
+            let (inner, met) = self.frames(
+                "garbage collection",
+                state.current_frame,
+                Some(begun_at),
+                Locals::None,
+            );
+            let frame = thread
+                .frames
+                .len()
+                .checked_sub(inner.len())?
+                .checked_sub(1)?;
+            met.then_some(Collection {
+                tid: thread.tid,
+                frame,
+            })
+        });
+        (true, found)
     }
 }

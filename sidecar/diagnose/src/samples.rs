@@ -30,6 +30,7 @@ pub(crate) fn stacks() -> Stacks {
             frame("consume", "/app/app.py", 12),
             frame("Condition.wait", "/usr/lib/python3.14/threading.py", 373),
         ],
+        ..Thread::default()
     };
     let mut spin = frame("spin", "/app/app.py", 20);
     spin.locals = Some(vec![Local {
@@ -51,6 +52,7 @@ pub(crate) fn stacks() -> Stacks {
         interpreters: vec![Interpreter {
             id: 0,
             threads: vec![main, worker],
+            ..Interpreter::default()
         }],
         paused_microseconds: 80,
         ..Stacks::default()

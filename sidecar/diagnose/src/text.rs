@@ -6,7 +6,7 @@ mod task_table;
 use std::fmt::{self, Write as _};
 
 use sidewinder_model::{
-    ExecOutcome, Frame, ProcessList, Stacks, TaskFormat, Tasks, Thread, ThreadState,
+    Collection, ExecOutcome, Frame, ProcessList, Stacks, TaskFormat, Tasks, Thread, ThreadState,
 };
 
 use crate::escape::{block, clip, line};
@@ -14,6 +14,8 @@ use crate::summary::count;
 
 /// The longest command or name in a text, in characters.
 const NAME_CHARS: usize = 200;
+/// The longest message of an exception on a thread's line, in characters.
+const MESSAGE_CHARS: usize = 80;
 
 fn problems(out: &mut impl fmt::Write, problems: &[String]) -> fmt::Result {
     for problem in problems {
@@ -50,7 +52,7 @@ fn frame(out: &mut String, indent: &str, frame: &Frame) {
     }
 }
 
-fn thread(out: &mut String, thread: &Thread) {
+fn thread(out: &mut String, thread: &Thread, collection: Option<&Collection>) {
     let mut facts = Vec::new();
     if thread.main {
         facts.push("main".to_owned());
@@ -66,6 +68,21 @@ fn thread(out: &mut String, thread: &Thread) {
     });
     if thread.holds_gil == Some(true) {
         facts.push("holds the GIL".to_owned());
+    }
+    if let Some(collection) = collection.filter(|collection| collection.tid == thread.tid) {
+        facts.push(match thread.frames.get(collection.frame) {
+            Some(frame) => format!("collects garbage since {}", frame.function),
+            None => "collects garbage".to_owned(),
+        });
+    }
+    if let Some(exception) = &thread.exception {
+        facts.push(match &exception.message {
+            Some(message) if !message.is_empty() => {
+                let message = clip(message, MESSAGE_CHARS);
+                format!("exception {}: {message}", exception.type_name)
+            }
+            _ => format!("exception {}", exception.type_name),
+        });
     }
     let _ = writeln!(
         out,
@@ -100,9 +117,12 @@ pub fn stacks(stacks: &Stacks) -> String {
         if stacks.interpreters.len() > 1 {
             let _ = writeln!(out, "\nInterpreter {}", interpreter.id);
         }
+        if interpreter.collecting_garbage {
+            out.push_str("\nThe garbage collector is at work.\n");
+        }
         for each in &interpreter.threads {
             out.push('\n');
-            thread(&mut out, each);
+            thread(&mut out, each, interpreter.collection.as_ref());
         }
     }
     let _ = problems(&mut out, &stacks.problems);
@@ -211,6 +231,45 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 mod tests {
     use super::*;
     use crate::samples;
+    use sidewinder_model::{CurrentException, Syscall};
+
+    #[test]
+    fn a_thread_s_line_says_what_it_handles_and_collects() {
+        let mut document = samples::stacks();
+        let interpreter = &mut document.interpreters[0];
+        interpreter.collecting_garbage = true;
+        interpreter.collection = Some(Collection { tid: 9, frame: 0 });
+        interpreter.threads[0].exception = Some(CurrentException {
+            type_name: "app.Late".into(),
+            message: Some(format!("no\nanswer{}", "!".repeat(500))),
+        });
+        interpreter.threads[0].syscall = Some(Syscall {
+            name: "recvfrom".into(),
+            detail: Some("fd 7: TCP socket 10.0.0.7:41394 -> 10.0.0.2:5432, ESTABLISHED".into()),
+        });
+        interpreter.threads[1].exception = Some(CurrentException {
+            type_name: "StopIteration".into(),
+            message: None,
+        });
+        let text = stacks(&document);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(' ')).collect();
+        assert_eq!(lines[2], "The garbage collector is at work.");
+        assert!(
+            lines[4].starts_with(
+                "Thread 7 \"MainThread\" (main, blocked in recvfrom (fd 7: TCP socket 10.0.0.7:41394 -> \
+                 10.0.0.2:5432, ESTABLISHED), exception app.Late: no\\nanswer!!"
+            ),
+            "{text}"
+        );
+        assert!(lines[4].len() < 300, "{text}");
+        assert_eq!(
+            lines[6],
+            "Thread 9 \"worker\\x1b\" (running, holds the GIL, collects garbage since spin, exception StopIteration)"
+        );
+        // A frame that is not there, in a document that somebody else wrote.
+        document.interpreters[0].collection = Some(Collection { tid: 9, frame: 7 });
+        assert!(stacks(&document).contains("holds the GIL, collects garbage, exception"));
+    }
 
     #[test]
     fn stacks_read_like_a_traceback() {

@@ -29,8 +29,8 @@ pub use request::{
     TargetOutcome, TaskFormat, ThreadChoice, WakePolicy,
 };
 pub use snapshot::{
-    Frame, Id, Interpreter, Local, Loop, Stacks, Stopped, Syscall, Task, TaskState, Tasks, Thread,
-    ThreadState, WaitingFor,
+    Collection, CurrentException, Frame, Id, Interpreter, Local, Loop, Stacks, Stopped, Syscall,
+    Task, TaskState, Tasks, Thread, ThreadState, WaitingFor,
 };
 
 /// The number of the protocol spoken over the relay.

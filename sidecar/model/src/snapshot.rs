@@ -121,8 +121,26 @@ pub enum Stopped {
 pub struct Interpreter {
     /// `PyInterpreterState.id`; 0 is the main interpreter.
     pub id: i64,
+    /// Whether its garbage collector was at work, which no other of its threads can run beside in a build with a GIL
+    /// but while it runs a finalizer or a callback.
+    #[serde(default)]
+    pub collecting_garbage: bool,
+    /// Where the collection was begun; known from 3.15 on.
+    #[serde(default)]
+    pub collection: Option<Collection>,
     /// Its threads, the main thread first, then in the order they were started.
     pub threads: Vec<Thread>,
+}
+
+/// Where a garbage collection was begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Collection {
+    /// The kernel's id of the thread that does it.
+    pub tid: u64,
+    /// Which of that thread's frames it was begun from, 0 being the outermost. Frames further in are of finalizers and
+    /// callbacks.
+    pub frame: usize,
 }
 
 /// One Python thread.
@@ -139,12 +157,29 @@ pub struct Thread {
     pub main: bool,
     /// Whether it held the GIL; `None` where that cannot be known (free-threaded builds).
     pub holds_gil: Option<bool>,
+    /// Whether it waited for the GIL; `None` where that cannot be known (free-threaded builds).
+    #[serde(default)]
+    pub wants_gil: Option<bool>,
     /// What the kernel was doing with it.
     pub state: ThreadState,
     /// The system call it was blocked in.
     pub syscall: Option<Syscall>,
+    /// The exception it was raising, else the innermost one that it was handling, as `sys.exception()` has it.
+    #[serde(default)]
+    pub exception: Option<CurrentException>,
     /// Its frames, innermost last.
     pub frames: Vec<Frame>,
+}
+
+/// An exception on its way, or one that an `except` or `finally` block has caught and not left yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CurrentException {
+    /// The qualified name of its type, with the module but for builtins.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// Its first argument, clipped, where that is a string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// What the kernel was doing with a thread.
@@ -164,7 +199,7 @@ pub enum ThreadState {
 pub struct Syscall {
     /// Its name, for example `futex`, or `syscall 999` where the number is not known.
     pub name: String,
-    /// The interesting argument, for example `fd 7: socket`, or `None`.
+    /// The interesting argument, for example `fd 7: TCP socket 10.0.0.7:41394 -> 10.0.0.2:5432, ESTABLISHED`, or `None`.
     pub detail: Option<String>,
 }
 
