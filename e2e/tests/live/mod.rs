@@ -12,14 +12,37 @@ use serde_json::Value;
 use sidewinder_decode::Runtime;
 use sidewinder_decode::remote_exec::{Support, support};
 use sidewinder_linux::Process;
+use sidewinder_model::Stacks;
 
 /// The longest a test waits for anything.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// The root folder of Python 3.14.
 pub(crate) fn root() -> &'static Path {
-    static ROOT: OnceLock<PathBuf> = OnceLock::new();
-    ROOT.get_or_init(|| sidewinder_e2e::python::root("3.14").unwrap())
+    root_of(Python::V3_14)
+}
+
+/// A Python to run a target with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Python {
+    #[default]
+    V3_14,
+    V3_15,
+}
+
+impl Python {
+    pub(crate) fn version(self) -> &'static str {
+        match self {
+            Self::V3_14 => "3.14",
+            Self::V3_15 => "3.15",
+        }
+    }
+}
+
+/// The root folder of a Python.
+pub(crate) fn root_of(python: Python) -> &'static Path {
+    static ROOTS: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
+    ROOTS[python as usize].get_or_init(|| sidewinder_e2e::python::root(python.version()).unwrap())
 }
 
 /// The sidecar's binary, built from what is checked out.
@@ -45,6 +68,8 @@ pub(crate) fn sidecar() -> &'static Path {
 /// How a target is started.
 #[derive(Default)]
 pub(crate) struct Start<'a> {
+    pub(crate) python: Python,
+    /// Python text to run.
     pub(crate) program: &'a str,
     pub(crate) env: &'a [(&'a str, &'a str)],
     /// uid, gid and one supplementary group; root otherwise.
@@ -145,6 +170,18 @@ impl Target {
         )
     }
 
+    /// The threads of it that the sidecar sees.
+    pub(crate) fn stacks(&self) -> Stacks {
+        let output = Command::new(sidecar())
+            .args(["stacks", "--pid", &self.pid.to_string(), "-o", "json"])
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in: {text}"))
+    }
+
     /// Starts `exec` on it.
     pub(crate) fn exec_start(&self, script: &str, args: &[&str]) -> Child {
         let mut child = Command::new(sidecar())
@@ -192,10 +229,11 @@ impl Start<'_> {
         if self.pid_namespace {
             command.args(["--pid", "--fork", "--kill-child"]);
         }
+        let python = format!("/usr/bin/python{}", self.python.version());
         let mut outer = command
             .args(["sh", "-c", &shell, "sh"])
-            .arg(root())
-            .args(["/usr/bin/python3.14", "-u", "-c", self.program])
+            .arg(root_of(self.python))
+            .args([&python, "-u", "-c", self.program])
             .envs(self.env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -218,11 +218,13 @@ def after_except():
     block()
 
 
+imports = tempfile.TemporaryDirectory()
+
+
 def importing():
-    folder = tempfile.mkdtemp()
-    with open(f"{folder}/blocks_on_import.py", "w") as file:
+    with open(f"{imports.name}/blocks_on_import.py", "w") as file:
         file.write("import __main__\n\n\ndef first():\n    __main__.block()\n\n\nfirst()\n")
-    sys.path.insert(0, folder)
+    sys.path.insert(0, imports.name)
     import blocks_on_import
 
 
@@ -304,6 +306,7 @@ if "COLLECT" in os.environ:
 for name, scene in scenes.items():
     threading.Thread(target=scene, name=name, daemon=True).start()
     arrived.acquire()
+imports.cleanup()
 main = threading.main_thread()
 main.name = "the main thread, renamed"
 
@@ -342,6 +345,7 @@ def report():
         for ident, frame in sys._current_frames().items()
         if ident != threading.get_ident()
     }
+    print("ready", flush=True)
     print(json.dumps(said), flush=True)
     gate.acquire()
 
