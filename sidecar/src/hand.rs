@@ -394,8 +394,10 @@ fn record(pid: i32, out: &Path, locals: Locals) -> anyhow::Result<ExitCode> {
         },
     )?;
     let threads = captured.value.threads.iter_mut();
-    let calls = threads.filter_map(|thread| Some((thread.tid, thread.syscall.as_mut()?)));
-    found.process.describe(calls);
+    found.process.describe(
+        threads
+            .filter_map(|thread| Some((thread.tid, thread.arguments?, thread.syscall.as_mut()?))),
+    );
     let bytes = captured.value.to_bytes();
     file.write_all(&bytes)
         .with_context(|| format!("failed to write {}", out.display()))?;

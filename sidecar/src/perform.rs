@@ -1,5 +1,6 @@
 //! A request carried out: from the action to what every process answered.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -305,14 +306,24 @@ fn read_stacks(
         runtime,
         deadline,
         limits.cache_bytes,
-        |still, threads| sidewinder_decode::stacks(still, runtime, threads, locals, &limits),
+        |still, threads| {
+            let stacks = sidewinder_decode::stacks(still, runtime, threads, locals, &limits);
+            let arguments: HashMap<u64, [u64; 6]> = threads
+                .iter()
+                .filter_map(|thread| Some((thread.tid, thread.arguments?)))
+                .collect();
+            (stacks, arguments)
+        },
     )?;
     let mut problems = Vec::new();
     let (reason, message) = judge(&captured, &mut problems);
-    let mut stacks = captured.value;
+    let (mut stacks, arguments) = captured.value;
     // What a thread waits for is looked up when nothing stands still any more.
     let threads = stacks.interpreters.iter_mut().flat_map(|i| &mut i.threads);
-    process.describe(threads.filter_map(|thread| Some((thread.tid, thread.syscall.as_mut()?))));
+    process.describe(threads.filter_map(|thread| {
+        let arguments = arguments.get(&thread.tid)?;
+        Some((thread.tid, *arguments, thread.syscall.as_mut()?))
+    }));
     stacks.paused_microseconds = microseconds(captured.paused);
     stacks.stopped = captured.stopped;
     stacks.problems.splice(0..0, problems);

@@ -40,4 +40,7 @@ pub struct OsThread {
     /// The address of the futex it was blocked on, the first argument of that system call: it tells a thread that
     /// waits for the GIL from one that waits for a lock.
     pub futex: Option<u64>,
+    /// The arguments of that system call, from which more can be found out as long as the process lives. Images do not
+    /// keep them.
+    pub arguments: Option<[u64; 6]>,
 }

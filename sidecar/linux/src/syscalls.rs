@@ -44,6 +44,31 @@ pub(crate) enum Subject {
     SystemV,
 }
 
+impl Subject {
+    /// Whether what is shown stands in the target's memory.
+    pub(crate) fn is_in_memory(self) -> bool {
+        match self {
+            Self::Connect
+            | Self::Path(_)
+            | Self::Poll
+            | Self::Ppoll
+            | Self::Select
+            | Self::Nanosleep
+            | Self::ClockNanosleep
+            | Self::SignalSet => true,
+            Self::Nothing
+            | Self::Descriptor
+            | Self::Flock
+            | Self::Fcntl
+            | Self::Epoll
+            | Self::Futex
+            | Self::Child
+            | Self::IdType
+            | Self::SystemV => false,
+        }
+    }
+}
+
 /// A system call by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
@@ -80,7 +105,8 @@ pub(crate) fn lookup(number: u64) -> Call {
     }
 }
 
-fn subject(name: &str) -> Subject {
+/// What is worth showing of the call of this name.
+pub(crate) fn subject(name: &str) -> Subject {
     match name {
         "read" | "write" | "close" | "ioctl" | "pread64" | "pwrite64" | "readv" | "writev"
         | "preadv" | "pwritev" | "preadv2" | "pwritev2" | "sendfile" | "accept" | "accept4"

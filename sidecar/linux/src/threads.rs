@@ -95,6 +95,7 @@ impl Process {
             name: String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned(),
             state,
             futex: futex.map(|(line, _)| line.args[0]),
+            arguments: call.as_ref().map(|(line, _)| line.args),
             syscall: call.map(|(line, call)| Syscall {
                 name: call
                     .name

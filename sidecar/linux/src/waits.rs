@@ -6,7 +6,6 @@ use sidewinder_model::Syscall;
 use crate::Process;
 use crate::descriptors::{Descriptors, named_pid};
 use crate::fdinfo;
-use crate::procfs::SyscallLine;
 use crate::sockets;
 use crate::syscalls::{self, Subject};
 
@@ -22,33 +21,35 @@ const MAX_PATH: usize = 256;
 const MAX_DETAIL: usize = 1024;
 
 impl Process {
-    /// Says of each of these threads' system calls what it waits for, where it does not say so yet. Reads what the
-    /// kernel knows of descriptors, sockets and other processes, so it is for a moment when nothing stands still for
-    /// it. A thread that has gone on to another call meanwhile is left as it is.
-    pub fn describe<'t>(&self, calls: impl IntoIterator<Item = (u64, &'t mut Syscall)>) {
+    /// Says of each of these system calls, given with its thread and its arguments, what it waits for, where it does not
+    /// say so yet. Reads what the kernel knows of descriptors, sockets and other processes, so it is for a moment when
+    /// nothing stands still for it.
+    pub fn describe<'t>(&self, calls: impl IntoIterator<Item = (u64, [u64; 6], &'t mut Syscall)>) {
         let mut descriptors = Descriptors::new(self);
-        for (tid, call) in calls {
+        for (tid, args, call) in calls {
             if call.detail.is_some() {
                 continue;
             }
-            let Some((line, now)) = self.call(tid) else {
+            let subject = syscalls::subject(&call.name);
+            let detail = self.detail(args, subject, &mut descriptors);
+            // Memory is its call's only while the call lasts. One that was interrupted may be on its way back.
+            if subject.is_in_memory()
+                && let Some((line, now)) = self.call(tid)
+                && (now.name != Some(call.name.as_str()) || line.args != args)
+            {
                 continue;
-            };
-            if now.name == Some(call.name.as_str()) {
-                call.detail = self
-                    .detail(&line, now.subject, &mut descriptors)
-                    .map(|detail| detail.chars().take(MAX_DETAIL).collect());
             }
+            call.detail = detail.map(|detail| detail.chars().take(MAX_DETAIL).collect());
         }
     }
 
     fn detail(
         &self,
-        line: &SyscallLine,
+        args: [u64; 6],
         subject: Subject,
         descriptors: &mut Descriptors<'_>,
     ) -> Option<String> {
-        let [first, second, third, fourth, ..] = line.args;
+        let [first, second, third, fourth, ..] = args;
         let number = int(first);
         match subject {
             Subject::Nothing => None,
@@ -86,8 +87,8 @@ impl Process {
                 }
                 Some(with_limit(text, fourth))
             }
-            Subject::Path(at) => self.path(*line.args.get(at)?),
-            Subject::Futex => Some(syscalls::futex(&line.args)),
+            Subject::Path(at) => self.path(*args.get(at)?),
+            Subject::Futex => Some(syscalls::futex(&args)),
             Subject::Child => Some(self.child(first)),
             Subject::IdType => Some(match first {
                 1 => self.child(second),

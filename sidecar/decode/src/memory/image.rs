@@ -200,6 +200,7 @@ impl Image {
                     })
                 })?,
                 futex: from.option(|from| from.u64("futex"))?,
+                arguments: None,
             });
         }
         for _ in 0..from.count("files")? {
