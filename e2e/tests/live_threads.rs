@@ -14,7 +14,7 @@ use std::time::Duration;
 use live::{Python, Start, Target};
 use serde::Deserialize;
 use sidewinder_linux::stop::stop;
-use sidewinder_model::{CurrentException, Interpreter, Stacks, Thread, ThreadState};
+use sidewinder_model::{CurrentException, Interpreter, Stacks, Syscall, Thread, ThreadState};
 
 fn start(python: Python, program: &str, env: &[(&str, &str)]) -> Target {
     Start {
@@ -168,27 +168,18 @@ fn every_thread_of_3_15_says_what_it_waits_for() {
     every_thread_says_what_it_waits_for(Python::V3_15);
 }
 
-#[test]
-fn a_timed_wait_that_a_stop_interrupted_is_still_known() {
-    let target = start(
-        Python::V3_14,
-        "import threading\nlock = threading.Lock()\nlock.acquire()\nprint('ready', flush=True)\nlock.acquire(timeout=3600)",
-        &[],
-    );
+/// Which call a main thread is in and what for, before a stop and after it, when the kernel goes on with it.
+fn restarted(program: &str, name: &str) -> [Syscall; 2] {
+    let target = start(Python::V3_14, program, &[]);
     let (process, tid) = (target.process(), u64::from(target.pid.unsigned_abs()));
     let waits = || {
         let thread = process.thread(tid).unwrap();
-        thread.syscall.filter(|call| call.name == "futex")
+        let mut call = thread.syscall.filter(|call| call.name == name)?;
+        process.describe([(tid, thread.arguments.unwrap(), &mut call)]);
+        Some(call)
     };
     target.until("blocked", |_| waits().is_some());
     let before = waits().unwrap();
-    assert!(
-        before
-            .detail
-            .as_ref()
-            .unwrap()
-            .ends_with(", private, timed")
-    );
     stop(&process, &[tid], Duration::from_secs(10))
         .unwrap()
         .release();
@@ -196,7 +187,43 @@ fn a_timed_wait_that_a_stop_interrupted_is_still_known() {
         || std::fs::read_to_string(format!("/proc/{0}/task/{0}/syscall", target.pid)).unwrap();
     let restart = format!("{} ", nix::libc::SYS_restart_syscall);
     target.until("restarted", |_| line().starts_with(&restart));
-    assert_eq!(waits(), Some(before));
+    [before, waits().unwrap()]
+}
+
+#[test]
+fn a_timed_wait_that_a_stop_interrupted_is_still_known() {
+    let [before, after] = restarted(
+        "import threading\nlock = threading.Lock()\nlock.acquire()\nprint('ready', flush=True)\nlock.acquire(timeout=3600)",
+        "futex",
+    );
+    assert!(
+        before
+            .detail
+            .as_ref()
+            .unwrap()
+            .ends_with(", private, timed")
+    );
+    assert_eq!(after, before);
+    let [before, after] = restarted(
+        "import os, select\nends = os.pipe()\npoll = select.poll()\npoll.register(ends[0])\nprint('ready', flush=True)\npoll.poll(3600000)",
+        "poll",
+    );
+    let detail = before.detail.as_ref().unwrap();
+    assert!(
+        detail.starts_with("fd 3: pipe:[") && detail.ends_with(", at most 3600.000 s"),
+        "{detail}"
+    );
+    assert_eq!(after, before);
+    let [before, after] = restarted(
+        "import ctypes\nprint('ready', flush=True)\nctypes.CDLL(None).sleep(3600)",
+        "clock_nanosleep",
+    );
+    assert_eq!(before.detail.as_deref(), Some("for 3600.000 s"));
+    // The call was told where to say how long was left.
+    assert!(
+        after.detail.as_ref().unwrap().starts_with("for 3"),
+        "{after:?}"
+    );
 }
 
 fn contended(python: Python) {

@@ -145,28 +145,21 @@ pub(crate) fn restarted(line: &SyscallLine, wchan: &str) -> Option<Call> {
     let [first, second, third, fourth, _, sixth] = line.args;
     // A pointer is beyond the page at zero, which nobody may map.
     let pointer = |word: u64| word >= 4096;
-    let name = if wchan.contains("futex") {
-        "futex"
-    } else if wchan.contains("nanosleep") {
-        if pointer(first) {
-            "nanosleep"
-        } else {
-            "clock_nanosleep"
-        }
-    } else if wchan.contains("poll") {
-        "poll"
-    } else if !wchan.is_empty() && wchan != "0" {
-        return None;
-    } else if pointer(first)
+    // FUTEX_WAIT_BITSET for any bit, perhaps private, perhaps by the clock of the day: what a wait with a time limit is.
+    let waits_on_bits = pointer(first)
         && first.is_multiple_of(4)
         && pointer(fourth)
-        // FUTEX_WAIT_BITSET of any task, perhaps private, perhaps by the clock of the day.
         && matches!(second, 0x9 | 0x89 | 0x109 | 0x189)
-        && sixth == 0xffff_ffff
-    {
+        && sixth == 0xffff_ffff;
+    let name = if wchan.contains("futex") || waits_on_bits {
         "futex"
+    } else if wchan.contains("poll") {
+        "poll"
     } else if first < 16 && second == 0 && pointer(third) {
         "clock_nanosleep"
+    } else if !wchan.is_empty() && wchan != "0" {
+        // The functions that sleep are left out of `wchan` like the scheduler's own, so it names whatever called them.
+        "nanosleep"
     } else {
         return None;
     };
@@ -269,11 +262,11 @@ mod tests {
         assert_eq!(name(lock, ""), Some("futex"));
         let sleep = [0, 0, AT, AT, 0, 0];
         assert_eq!(name(sleep, "hrtimer_nanosleep"), Some("clock_nanosleep"));
+        assert_eq!(name(sleep, "do_syscall_64"), Some("clock_nanosleep"));
         assert_eq!(name(sleep, "0"), Some("clock_nanosleep"));
-        assert_eq!(
-            name([AT, 0, 0, 0, 0, 0], "hrtimer_nanosleep"),
-            Some("nanosleep")
-        );
+        let old_sleep = [AT, 0, 0, 0, 0, 0];
+        assert_eq!(name(old_sleep, "hrtimer_nanosleep"), Some("nanosleep"));
+        assert_eq!(name(old_sleep, "do_syscall_64"), Some("nanosleep"));
         let poll = [AT, 1, 5000, 0, 0, 0];
         assert_eq!(
             name(poll, "poll_schedule_timeout.constprop.0"),
@@ -281,7 +274,7 @@ mod tests {
         );
         // It could be nanosleep as well.
         assert_eq!(name(poll, "0"), None);
-        assert_eq!(name(lock, "some_new_function"), None);
+        assert_eq!(name(lock, "do_syscall_64"), Some("futex"));
     }
 
     #[test]
