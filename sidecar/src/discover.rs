@@ -117,7 +117,8 @@ fn look(process: Process) -> Kind {
             python: Ok(runtime),
         })),
         Err(LocateError::NotPython) => Kind::Foreign(command),
-        Err(LocateError::Read(ReadError::Gone | ReadError::Fault { .. })) => Kind::Gone,
+        Err(LocateError::Read(ReadError::Gone)) => Kind::Gone,
+        Err(LocateError::Read(ReadError::Fault { .. })) if !process.alive() => Kind::Gone,
         Err(LocateError::Read(ReadError::Denied)) => {
             let (reason, message) = denied(&process);
             Kind::Closed(Closed {

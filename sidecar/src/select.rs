@@ -130,7 +130,7 @@ fn by_pid(
         }),
         Some((_, Err(why))) => Err(refuse(
             Reason::UnsupportedPython,
-            format!("process {pid}: {why}; CPython 3.14 is supported"),
+            format!("process {pid}: {why}; CPython 3.14 and 3.15 are supported"),
         )),
         None if usable.is_empty() => Err(refuse(
             Reason::NoPythonProcess,
@@ -161,7 +161,7 @@ fn none_usable(candidates: &[Candidate]) -> Refusal {
         refuse(
             Reason::UnsupportedPython,
             format!(
-                "no supported Python runs here (CPython 3.14 is supported); there are: {}",
+                "no supported Python runs here (CPython 3.14 and 3.15 are supported); there are: {}",
                 list(&unsupported)
             ),
         )

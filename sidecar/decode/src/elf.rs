@@ -15,6 +15,7 @@ use object::read::elf::{
 };
 use object::read::{ReadCache, ReadRef};
 
+use crate::offsets::COOKIE;
 use crate::os::Mapping;
 
 /// No file has more loaded segments than that; the rest is ignored.
@@ -27,6 +28,8 @@ const MAX_SECTIONS: usize = 4096;
 const MAX_TABLE: u64 = 32 << 20;
 /// The most that is read from a file in all, in bytes.
 const MAX_BYTES: u64 = 128 << 20;
+/// The largest page of any machine that runs Linux: no mapping begins further before what is mapped.
+const MAX_PAGE: u64 = 64 << 10;
 /// The most ranges that are read from a file.
 const MAX_RANGES: usize = 4096;
 /// Names are read in pieces of this many bytes: a file may have a million of them.
@@ -68,7 +71,8 @@ pub struct ElfFacts {
     pub runtime: Option<u64>,
     /// Section `.AsyncioDebug`.
     pub asyncio: Option<u64>,
-    /// The dynamic symbol `Py_Version`, a 32-bit `PY_VERSION_HEX` (3.11 and newer).
+    /// The dynamic symbol `Py_Version`, a 32-bit `PY_VERSION_HEX`, in a file whose runtime has no table of offsets:
+    /// 3.11 and 3.12.
     pub version: Option<u64>,
 }
 
@@ -114,37 +118,54 @@ impl ElfFacts {
                 file_size: header.p_filesz(endian),
             })
             .collect();
-        let sections = header.sections(endian, data).map_err(ElfError)?;
-        let section = |name: &[u8]| {
-            let mut sections_to_look_at = sections.iter().take(MAX_SECTIONS);
-            let section = sections_to_look_at
-                .find(|section| sections.section_name(endian, section) == Ok(name))?;
-            Some(section.sh_addr(endian))
-        };
         let mut facts = Self {
             segments,
-            runtime: section(b".PyRuntime"),
-            asyncio: section(b".AsyncioDebug"),
-            version: None,
+            ..Self::default()
         };
-        // Files without usable symbols may have the sections all the same.
-        if let Ok(symbols) = sections.symbols(endian, data, elf::SHT_DYNSYM) {
+        // Stripped of its sections, a file can be searched in memory only.
+        let Ok(sections) = header.sections(endian, data) else {
+            return Ok(facts);
+        };
+        let section = |name: &[u8]| {
+            let mut sections_to_look_at = sections.iter().take(MAX_SECTIONS);
+            sections_to_look_at.find(|section| sections.section_name(endian, section) == Ok(name))
+        };
+        facts.asyncio = section(b".AsyncioDebug").map(|section| section.sh_addr(endian));
+        let section = section(b".PyRuntime");
+        facts.runtime = section.map(|section| section.sh_addr(endian));
+        // The table is initialised in the file, and where it is nothing else is needed: reading symbols takes longer
+        // than all the rest.
+        let table = section.map(|section| data.read_bytes_at(section.sh_offset(endian), 8));
+        if table != Some(Ok(COOKIE.as_slice()))
+            && let Ok(symbols) = sections.symbols(endian, data, elf::SHT_DYNSYM)
+        {
             let hash = gnu_hash(&sections, data);
             let find = |name| symbol(name, &symbols, hash.as_ref());
             facts.runtime = facts.runtime.or_else(|| find(b"_PyRuntime"));
-            facts.version = find(b"Py_Version");
+            facts.version = facts.runtime.and_then(|_| find(b"Py_Version"));
         }
         Ok(facts)
     }
 
     /// What has to be added to a link-time address where the file is mapped like this.
     pub(crate) fn bias(&self, mapping: &Mapping) -> Option<u64> {
-        let page = 0xfff;
-        let segment = self.segments.iter().find(|segment| {
-            let begin = segment.offset & !page;
+        // A mapping begins at the page of its segment's first byte, wherever in the segment before that may lie.
+        let begins = |segment: &&Segment| {
+            segment
+                .offset
+                .checked_sub(mapping.offset)
+                .is_some_and(|before| before < MAX_PAGE)
+        };
+        // Unmapping the beginning of a segment leaves a mapping that begins inside.
+        let inside = |segment: &&Segment| {
             let end = segment.offset.saturating_add(segment.file_size);
-            (begin..end).contains(&mapping.offset)
-        })?;
+            (segment.offset..end).contains(&mapping.offset)
+        };
+        let segment = self
+            .segments
+            .iter()
+            .find(begins)
+            .or_else(|| self.segments.iter().find(inside))?;
         // Wrapping: an executable linked to a fixed address has a bias of zero, and prelinked ones a "negative" one.
         Some(
             mapping
@@ -325,6 +346,7 @@ mod tests {
         assert_eq!(mapped(0x40_0000, 0), Some(0));
         assert_eq!(mapped(0x7f00_0040_0000, 0), Some(0x7f00_0000_0000));
         assert_eq!(mapped(0x7f00_0040_4000, 0x2000), Some(0x7f00_0000_0000));
+        assert_eq!(mapped(0x7f00_0040_3000, 0x1000), Some(0x7f00_0000_0000));
         assert_eq!(mapped(0, 0x9000), None);
     }
 }

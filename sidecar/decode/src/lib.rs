@@ -23,6 +23,7 @@ mod graph;
 pub mod limits;
 mod linetable;
 mod local;
+mod mapped;
 pub mod memory;
 mod object;
 pub mod offsets;

@@ -23,6 +23,13 @@ pub struct Mapping {
     pub path: String,
 }
 
+impl Mapping {
+    /// Whether a file is mapped there, deleted as it may be.
+    pub fn is_file(&self) -> bool {
+        self.inode != 0 || self.path.starts_with('/')
+    }
+}
+
 /// One thread as the kernel sees it. In lists the leader, whose id is the process's, comes first, as in
 /// `/proc/PID/task`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -187,7 +187,7 @@ impl<'a> Descriptors<'a> {
         self.tables.entry(table).or_insert_with(|| {
             let text = self
                 .process
-                .read_bounded(table.file(), MAX_TABLE_BYTES)
+                .read_bounded(table.file(), 16 << 10, MAX_TABLE_BYTES)
                 .unwrap_or_default();
             table.parse(&text)
         })

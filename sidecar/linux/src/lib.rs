@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod blocks;
 pub mod carrier;
 mod descriptors;
 mod error;

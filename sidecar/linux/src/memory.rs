@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 use sidewinder_decode::{Addr, ElfFacts, Files, Mapping, Memory, ReadError, ReadRange};
 
 use crate::Process;
+use crate::blocks::Blocks;
 
 impl Process {
     /// Fills `buf` from `at` in the target.
@@ -122,6 +123,6 @@ impl Process {
 
 impl Files for Process {
     fn elf(&self, mapping: &Mapping) -> Option<ElfFacts> {
-        ElfFacts::read(self.open_mapping(mapping)?).ok()
+        ElfFacts::read(Blocks::new(self.open_mapping(mapping)?).ok()?).ok()
     }
 }

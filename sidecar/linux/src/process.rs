@@ -21,6 +21,10 @@ use crate::procfs::{self, Stat, Status};
 const MAX_MAPS_BYTES: u64 = 64 << 20;
 /// Most bytes of any other file in `/proc/PID` that are read.
 const MAX_PROC_BYTES: u64 = 256 << 10;
+/// Room for most files in `/proc/PID`: a page, which is what the kernel gives out at a time, and what shows the end.
+const PROC_BUFFER: usize = 8 << 10;
+/// Room for the mappings of a process with some hundred libraries.
+const MAPS_BUFFER: usize = 64 << 10;
 /// Most arguments of a command line, and most bytes of each.
 const MAX_ARGUMENTS: (usize, usize) = (256, 4096);
 
@@ -178,7 +182,7 @@ impl Process {
     }
 
     pub(crate) fn proc_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-        self.read_bounded(path, MAX_PROC_BYTES)
+        self.read_bounded(path, PROC_BUFFER, MAX_PROC_BYTES)
     }
 
     /// A file that is shorter than a page, which the kernel gives in one piece.
@@ -188,8 +192,15 @@ impl Process {
         Ok(buffer.get(..len).unwrap_or_default().to_vec())
     }
 
-    pub(crate) fn read_bounded(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
+    pub(crate) fn read_bounded(
+        &self,
+        path: impl AsRef<Path>,
+        expected: usize,
+        limit: u64,
+    ) -> io::Result<Vec<u8>> {
+        // Without room to begin with, the standard library probes with 32 bytes, and each read has the kernel write
+        // the file anew.
+        let mut bytes = Vec::with_capacity(expected);
         self.openat(path, OFlags::RDONLY)?
             .take(limit)
             .read_to_end(&mut bytes)?;
@@ -273,7 +284,7 @@ impl Process {
     /// [`Error::Denied`] without the right to look into it; [`Error::Gone`].
     pub fn mappings(&self) -> Result<Vec<Mapping>, Error> {
         let bytes = self
-            .read_bounded("maps", MAX_MAPS_BYTES)
+            .read_bounded("maps", MAPS_BUFFER, MAX_MAPS_BYTES)
             .map_err(|e| self.io("read the mappings of", e))?;
         if bytes.is_empty() {
             // A process without memory is a kernel thread or has ended.
@@ -299,17 +310,33 @@ impl Process {
         {
             return Some(file);
         }
-        let file = self.in_root(&mapping.path, OFlags::PATH).ok()?;
-        let stat = rustix::fs::fstat(&file).ok()?;
-        let device = format!(
-            "{:02x}:{:02x}",
-            rustix::fs::major(stat.st_dev),
-            rustix::fs::minor(stat.st_dev)
-        );
-        if stat.st_ino != mapping.inode || device != mapping.device {
-            return None;
-        }
-        regular(Some(file))
+        let root = self.readlink("root").ok();
+        // Where the target's root is a folder of its mount namespace (chroot), the path begins with that folder.
+        let beneath = root
+            .as_ref()
+            .and_then(|root| mapping.path.strip_prefix(root.to_str()?))
+            .filter(|path| path.starts_with('/'));
+        [beneath, Some(mapping.path.as_str())]
+            .into_iter()
+            .flatten()
+            .find_map(|path| {
+                let path = self.in_root(path, OFlags::PATH).ok()?;
+                let same = is_inode(&path, mapping);
+                regular(Some(path)).filter(|file| same || self.begins_like(file, mapping))
+            })
+    }
+
+    /// Whether the mapping shows the file's first bytes. Of an ELF file those are its headers and, right behind them,
+    /// its build ID, so that no other build has the same. Overlay file systems and btrfs give out other device numbers
+    /// in `stat` than in `maps`.
+    fn begins_like(&self, file: &File, mapping: &Mapping) -> bool {
+        use std::os::unix::fs::FileExt as _;
+        let (mut on_disk, mut in_memory) = ([0; 4096], [0; 4096]);
+        mapping.offset == 0
+            && file.read_exact_at(&mut on_disk, 0).is_ok()
+            && on_disk.starts_with(b"\x7fELF")
+            && self.read_memory(mapping.start, &mut in_memory).is_ok()
+            && on_disk == in_memory
     }
 
     /// Opens a path as the target sees it, never leaving the target's root through a link that it planted.
@@ -401,6 +428,18 @@ impl Process {
             Err(errno) => Err(self.refused("read the memory of", errno)),
         }
     }
+}
+
+/// Whether it is the inode that is mapped.
+fn is_inode(file: &File, mapping: &Mapping) -> bool {
+    let Ok(stat) = rustix::fs::fstat(file) else {
+        return false;
+    };
+    let (major, minor) = (
+        rustix::fs::major(stat.st_dev),
+        rustix::fs::minor(stat.st_dev),
+    );
+    stat.st_ino == mapping.inode && format!("{major:02x}:{minor:02x}") == mapping.device
 }
 
 /// Reopens a file that was opened by path only, if it is a regular one: opening anything else can block or act.

@@ -320,13 +320,13 @@ impl Reason {
                 "Use the sidecar by hand on the node: in such a pod a sidecar would see every process of the node."
             }
             Self::NoPythonProcess => {
-                "Name the right container; the message lists what runs there. CPython 3.14 is supported."
+                "Name the right container; the message lists what runs there. CPython 3.14 and 3.15 are supported."
             }
             Self::AmbiguousProcess => {
                 "Choose one of the processes that the message lists with `process: {pid: …}`, or take all with `process: {command: …, mode: All}`."
             }
             Self::UnsupportedPython => {
-                "CPython 3.14 is supported, final releases only. The message names the version that was found."
+                "CPython 3.14 and 3.15 are supported, final releases only. The message names the version that was found."
             }
             Self::RemoteDebugDisabled => {
                 "This is its owner's decision and is not worked around. Reading (`stacks`, `tasks`) works all the same."

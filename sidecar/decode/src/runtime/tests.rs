@@ -5,11 +5,13 @@
 )]
 
 use super::*;
-use crate::elf::{NoFiles, Segment};
+use crate::elf::{ElfFacts, NoFiles, Segment};
 use crate::offsets::tests::{WORDS_3_14_8, bytes};
 
 const BASE: u64 = 0x40_0000;
 const RUNTIME: u64 = 0x2000;
+/// Enough data for a runtime.
+const SIZE: usize = 0x2_0000;
 /// Another file, with a runtime of its own.
 const SECOND: u64 = 8;
 const RUNTIME_2: u64 = 0x6000;
@@ -46,7 +48,7 @@ impl Files for Target {
 impl Target {
     /// A file with a runtime that begins with these words.
     fn new(words: &[u64]) -> Self {
-        let mut memory = vec![0; 0x8000];
+        let mut memory = vec![0; SIZE];
         let table = bytes(words);
         memory[RUNTIME as usize..][..table.len()].copy_from_slice(&table);
         Self {
@@ -55,7 +57,7 @@ impl Target {
                 segments: vec![Segment {
                     offset: 0,
                     address: 0,
-                    file_size: 0x8000,
+                    file_size: SIZE as u64,
                 }],
                 runtime: Some(RUNTIME),
                 asyncio: None,
@@ -213,5 +215,146 @@ fn a_target_that_ends_is_not_taken_for_something_else() {
     assert_eq!(
         Runtime::locate(&Gone, &target.mappings(), &target).unwrap_err(),
         LocateError::Read(ReadError::Gone)
+    );
+}
+
+#[test]
+fn a_second_python_that_cannot_be_read_is_named() {
+    let mut target = python(0x030e_08f0);
+    let mut words = WORDS_3_14_8;
+    words[1] = 0x030d_02f0;
+    let table = bytes(&words);
+    target.memory[RUNTIME_2 as usize..][..table.len()].copy_from_slice(&table);
+    let mut mappings = target.mappings();
+    mappings.insert(
+        0,
+        Mapping {
+            inode: SECOND,
+            ..mappings[0].clone()
+        },
+    );
+    let runtime = Runtime::locate(&target, &mappings, &target).unwrap();
+    assert_eq!(runtime.version(), "3.14.8");
+    assert_eq!(
+        runtime.problems(),
+        [
+            "the process holds a second Python: Python 3.13.2 is not supported: its memory can be read from 3.14 on"
+        ]
+    );
+}
+
+#[test]
+fn the_python_that_was_started_is_chosen_and_another_that_was_not_is_no_problem() {
+    let mut target = Target::new(&WORDS_3_14_8);
+    let table = bytes(&WORDS_3_14_8);
+    let second = RUNTIME_2 as usize;
+    target.memory[second..][..table.len()].copy_from_slice(&table);
+    let head = (RUNTIME_2 + WORDS_3_14_8[5]) as usize;
+    target.memory[head..][..8].copy_from_slice(&(BASE + 0x4000).to_le_bytes());
+    let mut mappings = target.mappings();
+    mappings.push(Mapping {
+        inode: SECOND,
+        path: "/usr/lib/libpython3.14.so.1.0".to_owned(),
+        ..mappings[0].clone()
+    });
+    let runtime = Runtime::locate(&target, &mappings, &target).unwrap();
+    assert_eq!(runtime.address(), Addr(BASE + RUNTIME_2));
+    assert_eq!(runtime.path(), "/usr/lib/libpython3.14.so.1.0");
+    assert!(runtime.problems().is_empty());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_searched_although_others_can_be() {
+    struct Second(Target);
+    impl Files for Second {
+        fn elf(&self, mapping: &Mapping) -> Option<ElfFacts> {
+            (mapping.inode == SECOND).then(|| ElfFacts {
+                runtime: None,
+                ..self.0.facts.clone().unwrap()
+            })
+        }
+    }
+    let files = Second(python(0x030e_08f0));
+    let target = python(0x030e_08f0);
+    let mut mappings = target.mappings();
+    let other = Mapping {
+        start: BASE + SIZE as u64,
+        end: BASE + 2 * SIZE as u64,
+        inode: SECOND,
+        ..mappings[0].clone()
+    };
+    mappings.insert(0, other);
+    let runtime = Runtime::locate(&target, &mappings, &files).unwrap();
+    assert_eq!(runtime.address(), Addr(BASE + RUNTIME));
+}
+
+#[test]
+fn a_python_that_is_mapped_to_be_read_as_a_file_runs_nothing() {
+    let target = python(0x030e_08f0);
+    let mut mappings = target.mappings();
+    mappings[0].writable = false;
+    assert_eq!(
+        Runtime::locate(&target, &mappings, &target).unwrap_err(),
+        LocateError::NotPython
+    );
+}
+
+#[test]
+fn files_without_room_for_a_runtime_are_not_opened() {
+    struct Counted<'a>(&'a Target, std::cell::RefCell<Vec<String>>);
+    impl Files for Counted<'_> {
+        fn elf(&self, mapping: &Mapping) -> Option<ElfFacts> {
+            self.1.borrow_mut().push(mapping.path.clone());
+            self.0.elf(mapping)
+        }
+    }
+    let target = python(0x030e_08f0);
+    let mut mappings = target.mappings();
+    for (n, path) in ["/lib/libc.so.6", "/usr/lib/_asyncio.cpython-314.so"]
+        .into_iter()
+        .enumerate()
+    {
+        let start = BASE + (1 + n as u64) * SIZE as u64;
+        mappings.push(Mapping {
+            start,
+            end: start + 0x1000,
+            inode: 100 + n as u64,
+            path: path.to_owned(),
+            ..mappings[0].clone()
+        });
+    }
+    let files = Counted(&target, std::cell::RefCell::default());
+    Runtime::locate(&target, &mappings, &files).unwrap();
+    assert_eq!(
+        *files.1.borrow(),
+        ["/opt/app/server", "/usr/lib/_asyncio.cpython-314.so"]
+    );
+}
+
+#[test]
+fn asyncio_that_is_linked_into_the_runtimes_file_is_found_with_files_and_without() {
+    // The table of a live 3.14.8, as python-build-standalone links it into its executable.
+    let asyncio: [u64; 13] = [
+        168, 136, 96, 108, 109, 128, 152, 225_864, 10_880, 936, 864, 872, 880,
+    ];
+    let at = 0x7000;
+    let mut target = python(0x030e_08f0);
+    target.memory[at..][..13 * 8].copy_from_slice(&bytes(&asyncio));
+    assert!(
+        Runtime::locate(&target, &target.mappings(), &NoFiles)
+            .unwrap()
+            .has_asyncio()
+    );
+    assert!(!target.locate().unwrap().has_asyncio());
+    target.facts.as_mut().unwrap().asyncio = Some(at as u64);
+    let runtime = target.locate().unwrap();
+    assert!(runtime.has_asyncio() && runtime.problems().is_empty());
+    // One of another build is not believed.
+    target.memory[at + 56] ^= 8;
+    let runtime = target.locate().unwrap();
+    assert!(!runtime.has_asyncio());
+    assert_eq!(
+        runtime.problems(),
+        ["asyncio is loaded and its debug table could not be read"]
     );
 }

@@ -132,10 +132,8 @@ fn a_file_with_a_million_symbols_that_is_mapped_a_thousand_times() {
     let found = Runtime::locate(&memory, &mappings[..600], &NoFiles);
     assert!(found.is_err());
     let (reads, bytes) = memory.take();
-    assert!(
-        reads > 1_000_000,
-        "{reads} reads do not show that there is a bound"
-    );
+    // Each was looked at, and of each no more symbols than have the name's hash.
+    assert!((600..600_000).contains(&reads), "{reads} reads");
     assert!(
         reads <= LOCATE_READS && bytes <= LOCATE_BYTES,
         "{reads} reads of {bytes} bytes"
