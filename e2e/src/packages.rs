@@ -32,6 +32,11 @@ pub const BUILD: &[Need] = &[
 ];
 /// To build the fuzz targets: libFuzzer is C++.
 pub const FUZZ: &[Need] = &[need("g++", "g++")];
+/// To build programs that tests look into.
+pub const COMPILER: &[Need] = &[
+    need("gcc", "gcc"),
+    need("/usr/include/stdio.h", "libc6-dev"),
+];
 /// To run the cluster.
 pub const CLUSTER: &[Need] = &[
     need("ip", "iproute2"),

@@ -53,7 +53,8 @@ fn make(version: &str, folder: &Path) -> Result<()> {
 fn debian(version: &str) -> Vec<String> {
     let mut arguments = vec![
         "--variant=essential".to_owned(),
-        format!("--include=python{version},libstdc++6"),
+        // The library is for programs that embed Python; Debian's own executable is linked with none.
+        format!("--include=python{version},libpython{version},libstdc++6"),
     ];
     // A mirror may lag behind.
     arguments.push("--aptopt=Acquire::Check-Valid-Until \"false\"".to_owned());

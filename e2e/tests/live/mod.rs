@@ -31,6 +31,14 @@ pub(crate) enum Python {
 }
 
 impl Python {
+    /// The one of this version.
+    pub(crate) fn of(version: &str) -> Self {
+        match version {
+            "3.15" => Self::V3_15,
+            _ => Self::V3_14,
+        }
+    }
+
     pub(crate) fn version(self) -> &'static str {
         match self {
             Self::V3_14 => "3.14",
@@ -71,11 +79,15 @@ pub(crate) struct Start<'a> {
     pub(crate) python: Python,
     /// Python text to run.
     pub(crate) program: &'a str,
+    /// What is executed in the root, with its arguments; Python with the program otherwise.
+    pub(crate) command: &'a [&'a str],
     pub(crate) env: &'a [(&'a str, &'a str)],
     /// uid, gid and one supplementary group; root otherwise.
     pub(crate) user: Option<(u32, u32, u32)>,
     /// Whether `/proc` is mounted in its root.
     pub(crate) proc: bool,
+    /// Whether its root is an overlay whose layers lie on several file systems, as a container's may be.
+    pub(crate) overlay: bool,
     /// Whether it is alone in a PID namespace of its own.
     pub(crate) pid_namespace: bool,
 }
@@ -215,6 +227,12 @@ pub(crate) struct Traces {
 impl Start<'_> {
     pub(crate) fn start(&self) -> Target {
         let mut shell = String::from("root=$1; shift; ");
+        if self.overlay {
+            shell.push_str(
+                "mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work /mnt/merged && mount -t overlay overlay -o \
+                 \"lowerdir=$root,upperdir=/mnt/upper,workdir=/mnt/work\" /mnt/merged && root=/mnt/merged && ",
+            );
+        }
         if self.proc {
             shell.push_str("mount -t proc proc \"$root/proc\" && ");
         }
@@ -230,10 +248,16 @@ impl Start<'_> {
             command.args(["--pid", "--fork", "--kill-child"]);
         }
         let python = format!("/usr/bin/python{}", self.python.version());
+        let python = [python.as_str(), "-u", "-c", self.program];
+        let executed = if self.command.is_empty() {
+            &python
+        } else {
+            self.command
+        };
         let mut outer = command
             .args(["sh", "-c", &shell, "sh"])
             .arg(root_of(self.python))
-            .args([&python, "-u", "-c", self.program])
+            .args(executed)
             .envs(self.env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -342,10 +342,16 @@ impl Process {
     /// Opens a path as the target sees it, never leaving the target's root through a link that it planted.
     pub(crate) fn in_root(&self, path: &str, flags: OFlags) -> io::Result<File> {
         let root = self.openat("root", OFlags::PATH | OFlags::DIRECTORY)?;
+        // openat2(2) refuses O_PATH with flags that only an opened file can have.
+        let flags = if flags.contains(OFlags::PATH) {
+            flags
+        } else {
+            flags | OFlags::NOCTTY
+        };
         let fd = rustix::fs::openat2(
             &root,
             path,
-            flags | OFlags::CLOEXEC | OFlags::NOCTTY,
+            flags | OFlags::CLOEXEC,
             Mode::empty(),
             ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
         )?;
