@@ -31,6 +31,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Carrier { args } => Ok(sidewinder_linux::carrier::carrier_main(&args)),
-        command => hand::run(command),
+        command => {
+            sidewinder_linux::hardening::be_first_to_go();
+            hand::run(command)
+        }
     }
 }

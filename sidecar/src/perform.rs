@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use sidewinder_decode::ReadError;
 use sidewinder_decode::runtime::Runtime;
-use sidewinder_decode::{Limits, ReadError};
 use sidewinder_diagnose::escape::{clip, line};
 use sidewinder_diagnose::{summary, text};
 use sidewinder_linux::stop::StopError;
-use sidewinder_linux::{Error, Process};
+use sidewinder_linux::{Error, Process, headroom};
 use sidewinder_model::{
     Action, Data, ExecRequest, Locals, Outcome, Reason, Request, Stacks, TargetOutcome, TaskFormat,
 };
@@ -300,7 +300,7 @@ fn read_stacks(
     locals: Locals,
     deadline: Instant,
 ) -> Result<(Stacks, Reason, String), CaptureError> {
-    let limits = Limits::default();
+    let limits = headroom::limits_for(process);
     let captured = capture(
         process,
         runtime,
@@ -347,7 +347,7 @@ fn stacks(process: &Process, runtime: &Runtime, locals: Locals, bounds: &Bounds)
 }
 
 fn tasks(process: &Process, runtime: &Runtime, bounds: &Bounds) -> TargetOutcome {
-    let limits = Limits::default();
+    let limits = headroom::limits_for(process);
     let deadline = bounds.deadline;
     let captured = capture(
         process,

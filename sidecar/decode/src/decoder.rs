@@ -64,6 +64,8 @@ pub(crate) struct Decoder<'a, M: ?Sized> {
     result: Cell<u64>,
     /// Thread states met so far: interpreters may claim the same ones.
     pub(crate) threads: Cell<usize>,
+    /// Whether a limit of memory was reached.
+    cut: Cell<bool>,
     problems: RefCell<Problems>,
     pub(crate) types: RefCell<Types>,
     pub(crate) codes: RefCell<HashMap<Addr, Rc<Code>>>,
@@ -82,6 +84,7 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
             values: Cell::new(0),
             result: Cell::new(0),
             threads: Cell::new(0),
+            cut: Cell::new(false),
             problems: RefCell::default(),
             types: RefCell::default(),
             codes: RefCell::default(),
@@ -120,6 +123,15 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
         if problems.left_out > 0 {
             words.push(format!("{} more problems", problems.left_out));
         }
+        if let Some(headroom) = self.limits.headroom
+            && self.cut.get()
+        {
+            words.push(format!(
+                "the snapshot is cut: {} MiB are left below the memory limit of the pod's containers, and it may take \
+                 half of that",
+                headroom >> 20
+            ));
+        }
         words
     }
 
@@ -153,6 +165,7 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
             .get()
             .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         if text > self.limits.text_bytes {
+            self.cut.set(true);
             return Err(Fault::Limit("text in the result"));
         }
         self.text.set(text);
@@ -166,6 +179,7 @@ impl<'a, M: Memory + ?Sized> Decoder<'a, M> {
             .get()
             .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         if result > self.limits.result_bytes {
+            self.cut.set(true);
             return Err(Fault::Limit("memory of the result"));
         }
         self.result.set(result);

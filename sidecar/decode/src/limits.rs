@@ -42,6 +42,8 @@ pub struct Limits {
     pub linetable_bytes: usize,
     /// Problems kept in words; the others are counted.
     pub problems: usize,
+    /// The memory that is left to the process that decodes, in bytes, where these limits were lowered to fit into it.
+    pub headroom: Option<u64>,
 }
 
 impl Default for Limits {
@@ -66,6 +68,104 @@ impl Default for Limits {
             name_bytes: 65_536,
             linetable_bytes: 4 << 20,
             problems: 64,
+            headroom: None,
+        }
+    }
+}
+
+/// Memory of a process that decodes, apart from what limits bound, in bytes.
+const FIXED: u64 = 4 << 20;
+/// What a snapshot always gets: enough for the stacks of some hundred threads.
+const LEAST_CACHE: u64 = 1 << 20;
+const LEAST_RESULT: u64 = 1 << 20;
+const LEAST_TEXT: u64 = 2 << 20;
+/// No task takes less of a result, in bytes.
+const TASK: u64 = 100;
+
+impl Limits {
+    /// The memory that a decode within these limits takes at most, about, in bytes: the target's pages, the result, and
+    /// the result once more as text.
+    pub fn need(&self) -> u64 {
+        let cache = u64::try_from(self.cache_bytes).unwrap_or(u64::MAX);
+        FIXED
+            .saturating_add(cache)
+            .saturating_add(self.result_bytes)
+            .saturating_add(self.text_bytes)
+    }
+
+    /// These limits, lowered to a need of at most half of the memory that is left. What is needed for stacks is kept,
+    /// however little that is: the kernel takes the process that decodes before the target.
+    #[must_use]
+    pub fn within(self, headroom: u64) -> Self {
+        if self.need() <= headroom / 2 {
+            return self;
+        }
+        let budget = (headroom / 2).saturating_sub(FIXED);
+        let cache = u64::try_from(self.cache_bytes).unwrap_or(u64::MAX);
+        // Pages that do not fit are read again, which takes time; what does not fit into the result is lost.
+        let cache = cache.min((budget / 4).max(LEAST_CACHE));
+        let rest = budget.saturating_sub(cache);
+        let result = self.result_bytes.min((rest / 2).max(LEAST_RESULT));
+        let text = self
+            .text_bytes
+            .min(rest.saturating_sub(result).max(LEAST_TEXT));
+        Self {
+            cache_bytes: usize::try_from(cache).unwrap_or(self.cache_bytes),
+            result_bytes: result,
+            text_bytes: text,
+            tasks: usize::try_from(result / TASK).map_or(self.tasks, |fit| self.tasks.min(fit)),
+            headroom: Some(headroom),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn with_room_for_all_nothing_is_lowered() {
+        let all = Limits::default();
+        assert_eq!(all.within(all.need() * 2), all);
+        assert_eq!(all.within(u64::MAX), all);
+        assert_ne!(all.within(all.need() * 2 - 1), all);
+    }
+
+    #[test]
+    fn a_snapshot_takes_half_of_what_is_left() {
+        for left in [32, 64, 100, 256, 512, 1000] {
+            let limits = Limits::default().within(left * MIB);
+            assert!(
+                limits.need() <= left * MIB / 2,
+                "{left} MiB: {}",
+                limits.need()
+            );
+            // And does not waste it.
+            assert!(
+                limits.need() >= left * MIB / 3,
+                "{left} MiB: {}",
+                limits.need()
+            );
+            assert_eq!(limits.headroom, Some(left * MIB));
+        }
+        let limits = Limits::default().within(128 * MIB);
+        assert!(limits.tasks >= 100_000, "{}", limits.tasks);
+    }
+
+    #[test]
+    fn stacks_are_always_had() {
+        for left in [0, 1, MIB, 10 * MIB] {
+            let limits = Limits::default().within(left);
+            assert_eq!(
+                (limits.result_bytes, limits.text_bytes),
+                (LEAST_RESULT, LEAST_TEXT)
+            );
+            assert!(limits.cache_bytes as u64 >= LEAST_CACHE);
+            assert_eq!(limits.threads, Limits::default().threads);
+            assert!(limits.need() <= 10 * MIB);
         }
     }
 }

@@ -66,3 +66,16 @@ pub fn check_peer(stream: &UnixStream) -> Result<(), PeerError> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_asked_to_take_this_process_first() {
+        // The kernel refuses to lower it again without a capability, so this is the only test that may change it.
+        be_first_to_go();
+        let score = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        assert_eq!(score.trim(), "1000");
+    }
+}

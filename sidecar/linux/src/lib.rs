@@ -8,6 +8,7 @@ mod descriptors;
 mod error;
 mod fdinfo;
 pub mod hardening;
+pub mod headroom;
 mod memory;
 pub mod priority;
 pub mod process;
