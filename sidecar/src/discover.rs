@@ -4,7 +4,9 @@ use sidewinder_decode::runtime::{LocateError, Runtime};
 use sidewinder_decode::{ReadError, remote_exec};
 use sidewinder_diagnose::escape::{clip, line};
 use sidewinder_linux::{Error, Process, process};
-use sidewinder_model::{ProcessInfo, ProcessList, Reason, RemoteExec};
+use sidewinder_model::{
+    Action, ProcessInfo, ProcessList, ProcessSelector, Reason, RemoteExec, Request,
+};
 
 use crate::select::{Candidate, is_multiprocessing_service};
 
@@ -156,6 +158,28 @@ impl Discovery {
         }
     }
 
+    /// The processes that a request may mean: the one it names by its id, where that is a Python that can be read, else
+    /// every one, so that whoever named another sees what there is.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be listed.
+    pub fn wanted(request: &Request) -> std::io::Result<Self> {
+        let container = request.container_id.as_deref();
+        if let Some(ProcessSelector::Pid(pid)) = request.process
+            && request.action != Action::Processes
+            && let Ok(process) = Process::open(pid)
+            && process.ns_pid() == pid
+            && !is_elsewhere(&process, container, &own_cgroup())
+        {
+            let mut discovery = Self::default();
+            discovery.add(process);
+            if discovery.found.iter().any(|found| found.python.is_ok()) {
+                return Ok(discovery);
+            }
+        }
+        Self::all(container)
+    }
+
     /// Every process that can be seen, but for this one and those of other containers.
     ///
     /// # Errors
@@ -163,9 +187,7 @@ impl Discovery {
     pub fn all(container_id: Option<&str>) -> std::io::Result<Self> {
         let mut discovery = Self::default();
         let own = i32::try_from(std::process::id()).unwrap_or_default();
-        let own_cgroup = Process::open(own)
-            .and_then(|process| process.cgroup())
-            .unwrap_or_default();
+        let own_cgroup = own_cgroup();
         for pid in process::list()? {
             if pid == own {
                 continue;
@@ -173,12 +195,9 @@ impl Discovery {
             let Ok(process) = Process::open(pid) else {
                 continue;
             };
-            if let Some(id) = container_id
-                && belongs_elsewhere(&process.cgroup().unwrap_or_default(), id, &own_cgroup)
-            {
-                continue;
+            if !is_elsewhere(&process, container_id, &own_cgroup) {
+                discovery.add(process);
             }
-            discovery.add(process);
         }
         discovery.found.sort_by_key(|found| found.process.pid());
         Ok(discovery)
@@ -249,6 +268,15 @@ impl Discovery {
         }
         list
     }
+}
+
+fn own_cgroup() -> String {
+    std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
+fn is_elsewhere(process: &Process, container_id: Option<&str>, own_cgroup: &str) -> bool {
+    container_id
+        .is_some_and(|id| belongs_elsewhere(&process.cgroup().unwrap_or_default(), id, own_cgroup))
 }
 
 /// Whether a process is known to belong to another container than the target or this one.

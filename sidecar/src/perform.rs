@@ -76,7 +76,7 @@ pub fn perform(request: &Request, instance: &str, cancel: &Arc<AtomicBool>) -> O
 }
 
 fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
-    let discovery = match Discovery::all(request.container_id.as_deref()) {
+    let discovery = match Discovery::wanted(request) {
         Ok(discovery) => discovery,
         Err(error) => {
             return vec![TargetOutcome::failed(
