@@ -20,6 +20,10 @@ pub(crate) struct Code {
     pub(crate) function: Arc<str>,
     /// `co_filename`.
     pub(crate) file: Arc<str>,
+    /// Whether it is `_Py_InitCleanup`, the code of a frame that the interpreter puts between a class's caller and its
+    /// `__init__` once the call is specialized (`CALL_ALLOC_AND_ENTER_INIT`, Python/specialize.c). Nothing in the frame
+    /// tells it from a function's; CPython's own traversals leave it out because it never reaches a traceable instruction.
+    pub(crate) init_cleanup: bool,
     first_line: i64,
     lines: Vec<u8>,
     known_lines: RefCell<HashMap<u64, Option<i64>>>,
@@ -65,11 +69,20 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                 .saturating_add(text)
                 .saturating_add(lines.len()),
         )?;
+        let first_line = i64::from(self.i32(self.member(address, F::code_object_firstlineno))?);
+        let [file_at, name_at, qualname_at] = [
+            F::code_object_filename,
+            F::code_object_name,
+            F::code_object_qualname,
+        ]
+        .map(|field| self.pointer(self.member(address, field)).ok());
         let code = Rc::new(Code {
             address,
+            // One string is its file, its name and its qualified name, and it begins on no line.
+            init_cleanup: first_line == 0 && file_at == name_at && name_at == qualname_at,
             function: function.into(),
             file: file.into(),
-            first_line: i64::from(self.i32(self.member(address, F::code_object_firstlineno))?),
+            first_line,
             lines,
             known_lines: RefCell::default(),
             last_line: Cell::new(None),

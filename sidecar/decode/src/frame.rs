@@ -70,6 +70,12 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         })
     }
 
+    /// Whether the interpreter put the frame there on its own account: no function of the program runs in it.
+    fn is_init_cleanup(&self, raw: &RawFrame) -> bool {
+        self.code(raw.executable)
+            .is_ok_and(|code| code.init_cleanup)
+    }
+
     /// Decodes one frame. What cannot be read is left open and becomes a problem.
     pub(crate) fn frame(&self, raw: &RawFrame, locals: Locals) -> Result<Frame, Fault> {
         let code = self.code(raw.executable)?;
@@ -125,7 +131,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                     break;
                 }
             };
-            if raw.is_python() {
+            if raw.is_python() && !self.is_init_cleanup(&raw) {
                 match self.frame(&raw, locals) {
                     Ok(frame) => frames.push(frame),
                     Err(fault @ Fault::Limit(_)) => {
