@@ -1,8 +1,9 @@
 //! `cargo e2e bench`: the numbers of docs/performance.md, each beside what it has to be compared with.
 
 mod figures;
+mod max_rss;
+mod read;
 mod session;
-mod tasks;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
+pub use self::max_rss::max_rss;
 pub use self::session::Where;
 
 /// A benchmark.
@@ -17,8 +19,18 @@ pub use self::session::Where;
 pub enum Name {
     /// From applying a DebugSession to its end: warm, warm without an open relay, cold; beside a bare ephemeral container
     Session,
-    /// `sidewinder-sidecar tasks` beside `python -m asyncio ps`
+    /// All of the following: what reading a process costs us and it
+    Read,
+    /// Whole `tasks` commands at up to 100 000 tasks beside `python -m asyncio ps` and the C core beneath it
     Tasks,
+    /// How long a process stands still while its tasks or its threads are read
+    Pauses,
+    /// Whole `stacks` commands at up to 500 threads beside py-spy and pystack
+    Stacks,
+    /// 10 000 snapshots in a row of a process that computes, each checked against its call graph
+    Snapshots,
+    /// The most memory that `tasks` takes at 100 000 tasks
+    Memory,
 }
 
 /// Runs `name`, or all, and prints the tables.
@@ -27,16 +39,19 @@ pub enum Name {
 /// When something that is measured does not work: a number is never printed for it then.
 pub fn run(name: Option<Name>, on: &Where) -> Result<()> {
     println!("{}", machine());
-    for each in Name::value_variants()
-        .iter()
-        .filter(|each| name.is_none_or(|name| name == **each))
-    {
-        match each {
-            Name::Session => session::run(on)?,
-            Name::Tasks => tasks::run()?,
+    match name {
+        None => {
+            session::run(on)?;
+            read::run(&read::Part::ALL)
         }
+        Some(Name::Session) => session::run(on),
+        Some(Name::Read) => read::run(&read::Part::ALL),
+        Some(Name::Tasks) => read::run(&[read::Part::Tasks]),
+        Some(Name::Pauses) => read::run(&[read::Part::Pauses]),
+        Some(Name::Stacks) => read::run(&[read::Part::Stacks]),
+        Some(Name::Snapshots) => read::run(&[read::Part::Snapshots]),
+        Some(Name::Memory) => read::run(&[read::Part::Memory]),
     }
-    Ok(())
 }
 
 /// What was measured on.
@@ -58,12 +73,18 @@ fn machine() -> String {
         first(&read("/proc/cpuinfo"), "model name"),
         first(&read("/proc/meminfo"), "MemTotal"),
         read("/proc/sys/kernel/osrelease").trim(),
-        read("/proc/loadavg")
-            .split_whitespace()
-            .next()
-            .unwrap_or_default(),
+        load(),
     );
     text
+}
+
+/// How many processes ran or wanted to, on average over the last minute.
+fn load() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// `12.3 ms`.

@@ -56,7 +56,16 @@ pub fn build() -> Result<Images> {
 
 /// The sidecar's static binary, as it is in its image.
 pub fn sidecar_binary() -> Result<PathBuf> {
-    static_binary("sidewinder-sidecar", "sidecar")
+    static_binary(
+        "sidewinder-sidecar",
+        "sidecar",
+        &["--bin", "sidewinder-sidecar"],
+    )
+}
+
+/// One of the sidecar's examples, built as the sidecar itself is.
+pub fn sidecar_example(name: &str) -> Result<PathBuf> {
+    static_binary("sidewinder-sidecar", "sidecar", &["--example", name])
 }
 
 /// The sidecar's image: its static binary and the folder for the agent's socket.
@@ -76,7 +85,11 @@ pub fn sidecar() -> Result<Image> {
 
 /// The operator's image: its static binary alone.
 pub fn operator() -> Result<Image> {
-    let binary = static_binary("sidewinder-operator", "release")?;
+    let binary = static_binary(
+        "sidewinder-operator",
+        "release",
+        &["--bin", "sidewinder-operator"],
+    )?;
     let mut layer = Layer::new();
     layer.file("sidewinder-operator", 0o755, &read(&binary)?)?;
     let config = Config {
@@ -180,8 +193,8 @@ struct Artifact {
     executable: Option<PathBuf>,
 }
 
-/// Builds `package` as a static binary and returns its path.
-fn static_binary(package: &str, profile: &str) -> Result<PathBuf> {
+/// Builds a program of `package` as a static binary and returns its path.
+fn static_binary(package: &str, profile: &str, program: &[&str]) -> Result<PathBuf> {
     let target = static_target(std::env::consts::ARCH, &installed_targets());
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
@@ -197,7 +210,8 @@ fn static_binary(package: &str, profile: &str) -> Result<PathBuf> {
             "--target",
             &target,
         ])
-        .args(["--package", package, "--bin", package]);
+        .args(["--package", package])
+        .args(program);
     let messages = slow(
         || command::text(&mut cargo, BUILD_LIMIT),
         SOON,

@@ -50,6 +50,13 @@ enum Commands {
         #[command(flatten)]
         own: Own,
     },
+    /// Run a command without its output and print the most memory it took, in KiB
+    #[command(hide = true)]
+    MaxRss {
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// A stuck service in a real Kubernetes, one DebugSession for each action, and the answers
     Demo {
         #[command(flatten)]
@@ -178,6 +185,7 @@ fn run(command: Commands) -> Result<ExitCode> {
             let own = own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load));
             bench::run(name, &bench::Where { own })?;
         }
+        Commands::MaxRss { command } => println!("{}", bench::max_rss(&command)?),
         Commands::Demo { dir, own, keep } => demo::run(&demo::Options {
             dir: dir.dir,
             own: own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load)),

@@ -12,7 +12,10 @@ use crate::{cache, command, packages};
 pub const PACKAGES: &str = "/opt/packages";
 /// What the workloads import beyond the standard library.
 const REQUIREMENTS: [&str; 3] = ["gevent==26.9.0", "greenlet==3.5.6", "uvloop==0.23.0"];
-const VERSIONS: [&str; 2] = ["3.14", "3.15"];
+/// What the benchmarks compare with; the tests need none of them.
+const PEERS: [&str; 2] = ["py-spy==0.4.3", "pystack==1.7.2"];
+/// The Pythons there are.
+pub const VERSIONS: [&str; 2] = ["3.14", "3.15"];
 
 /// The root folder of Python `version`, made on first use. Its C library may be newer than the machine's: enter it with `chroot`.
 pub fn root(version: &str) -> Result<PathBuf> {
@@ -22,7 +25,9 @@ pub fn root(version: &str) -> Result<PathBuf> {
             VERSIONS.join(" or ")
         );
     }
-    let recipe = [debian(version), packages_for(version)].concat().join("\n");
+    let recipe = [debian(version), pip(version, &REQUIREMENTS)]
+        .concat()
+        .join("\n");
     let key = cache::key([("recipe", recipe.as_bytes())]);
     cache::entry("python", &format!("{version}-{key}"), |folder| {
         make(version, folder)
@@ -40,13 +45,35 @@ fn make(version: &str, folder: &Path) -> Result<()> {
     mmdebstrap.args(debian(version)).arg("forky").arg(folder);
     command::visible(&mut mmdebstrap, Duration::from_mins(10))
         .with_context(|| format!("cannot make a Debian with Python {version}"))?;
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install"])
-        .args(packages_for(version))
-        .arg("--target")
-        .arg(folder.join(PACKAGES.trim_start_matches('/')));
-    command::visible(&mut pip, Duration::from_mins(5))
+    let packages = folder.join(PACKAGES.trim_start_matches('/'));
+    install(version, &REQUIREMENTS, &packages)
         .with_context(|| format!("cannot install the test packages for Python {version}"))
+}
+
+/// A folder with the peers of the benchmarks for Python `version`, made on first use: packages, and programs in `bin`.
+pub fn peers(version: &str) -> Result<PathBuf> {
+    let recipe = pip(version, &PEERS).join("\n");
+    let key = cache::key([("recipe", recipe.as_bytes())]);
+    cache::entry("peers", &format!("{version}-{key}"), |folder| {
+        packages::ensure(packages::PYTHON)?;
+        packages::ensure_pip()?;
+        eprintln!(
+            "installing {} for Python {version} (once)",
+            PEERS.join(" and ")
+        );
+        install(version, &PEERS, folder)
+            .with_context(|| format!("cannot install the peers for Python {version}"))
+    })
+}
+
+fn install(version: &str, requirements: &[&str], folder: &Path) -> Result<()> {
+    let mut command = Command::new("python3");
+    command
+        .args(["-m", "pip", "install"])
+        .args(pip(version, requirements))
+        .arg("--target")
+        .arg(folder);
+    command::visible(&mut command, Duration::from_mins(5))
 }
 
 /// What mmdebstrap is told, but for the suite and the folder.
@@ -66,7 +93,7 @@ fn debian(version: &str) -> Vec<String> {
 }
 
 /// What `pip install` is told, but for the folder: wheels for that Python, which is not the one that runs pip.
-fn packages_for(version: &str) -> Vec<String> {
+fn pip(version: &str, requirements: &[&str]) -> Vec<String> {
     let mut arguments: Vec<String> = [
         "--quiet",
         "--disable-pip-version-check",
@@ -84,7 +111,7 @@ fn packages_for(version: &str) -> Vec<String> {
         "manylinux2014",
     ];
     arguments.extend(tags.map(|tag| format!("--platform={tag}_{}", std::env::consts::ARCH)));
-    arguments.extend(REQUIREMENTS.map(str::to_owned));
+    arguments.extend(requirements.iter().copied().map(str::to_owned));
     arguments
 }
 

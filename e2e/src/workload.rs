@@ -36,7 +36,15 @@ const SOURCES: &[(&str, &str)] = &[
         "idle_server.py",
         include_str!("../workloads/idle_server.py"),
     ),
+    (
+        "known_calls.py",
+        include_str!("../workloads/known_calls.py"),
+    ),
     ("many_tasks.py", include_str!("../workloads/many_tasks.py")),
+    (
+        "many_threads.py",
+        include_str!("../workloads/many_threads.py"),
+    ),
     (
         "stuck_service.py",
         include_str!("../workloads/stuck_service.py"),

@@ -17,6 +17,19 @@ impl Samples {
         self.0.len()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A percentile as text; nothing without samples.
+    pub(super) fn shown(&self, percent: usize, show: impl Fn(Duration) -> String) -> String {
+        if self.is_empty() {
+            String::new()
+        } else {
+            show(self.percentile(percent))
+        }
+    }
+
     /// The smallest sample that is not below `percent` of all (nearest rank); zero without samples.
     pub(super) fn percentile(&self, percent: usize) -> Duration {
         let rank = self.0.len().saturating_mul(percent).div_ceil(100).max(1);
@@ -28,7 +41,12 @@ impl Samples {
     }
 }
 
-/// Rows below headings, in columns as wide as they need; the first is flush left, the others right.
+/// Whether a target is met.
+pub(super) fn verdict(met: bool) -> String {
+    (if met { "met" } else { "MISSED" }).to_owned()
+}
+
+/// Rows below headings, in columns as wide as they need; columns of figures are flush right.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
@@ -38,18 +56,25 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
             .max()
             .unwrap_or_default()
     };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let figures = |column: usize| {
+        rows.iter()
+            .skip(1)
+            .filter_map(|row| row.get(column)?.chars().next())
+            .all(|first| first.is_ascii_digit() || first == '-')
+    };
+    let layout: Vec<(usize, bool)> = (0..columns)
+        .map(|column| (width(column), figures(column)))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let cells: Vec<String> = row
             .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, &width))| {
-                if column == 0 {
-                    format!("{cell:<width$}")
-                } else {
+            .zip(&layout)
+            .map(|(cell, &(width, figures))| {
+                if figures {
                     format!("{cell:>width$}")
+                } else {
+                    format!("{cell:<width$}")
                 }
             })
             .collect();
@@ -77,7 +102,8 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_they_need() {
-        let rows = [["a", "bb"], ["ccc", "d"]].map(|row| row.map(str::to_owned).to_vec());
-        assert_eq!(table(&rows), "a    bb\nccc   d\n");
+        let rows = [["a", "bbb", "c"], ["ddd", "12", "e"], ["", "3", "ff"]]
+            .map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&rows), "a    bbb  c\nddd   12  e\n       3  ff\n");
     }
 }
