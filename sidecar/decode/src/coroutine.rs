@@ -13,6 +13,8 @@ use crate::offsets::Field as F;
 
 /// No version's coroutine is larger, up to the end of the frame in it.
 const MAX_COROUTINE: usize = 512;
+/// Bytes of variables and stack read with it.
+const STACK: usize = 64;
 
 /// What an object is to a chain of awaits, by its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,9 +173,15 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         let end = frame_at
             .checked_add(offset(F::interpreter_frame_size)?)
             .ok_or_else(invalid)?;
+        // With the first words of its stack, where what it awaits mostly stands.
         let mut buffer = [0; MAX_COROUTINE];
-        let bytes = buffer.get_mut(..end).ok_or_else(invalid)?;
-        self.read(at, bytes)?;
+        let mut len = end.saturating_add(STACK);
+        let whole = buffer.get_mut(..len).map(|bytes| self.read(at, bytes));
+        if !matches!(whole, Some(Ok(()))) {
+            len = end;
+            self.read(at, buffer.get_mut(..len).ok_or_else(invalid)?)?;
+        }
+        let bytes = buffer.get(..len).ok_or_else(invalid)?;
         let state = *bytes
             .get(offset(F::gen_object_gi_frame_state)?)
             .ok_or_else(invalid)?;
@@ -195,7 +203,17 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         match state {
             CoroutineState::Awaiting => {
                 let below = self.runtime.version.awaited_below_stackpointer;
-                let awaited = self.pointer(frame.stack_pointer.minus(below))?.untagged();
+                let awaited_at = frame.stack_pointer.minus(below);
+                let read = awaited_at.0.checked_sub(at.0).and_then(|offset| {
+                    let offset = usize::try_from(offset).ok()?;
+                    let word = bytes.get(offset..offset.checked_add(8)?)?;
+                    Some(Addr(u64::from_le_bytes(word.try_into().ok()?)))
+                });
+                let awaited = match read {
+                    Some(awaited) => awaited,
+                    None => self.pointer(awaited_at)?,
+                }
+                .untagged();
                 Ok(Some(awaited).filter(|awaited| !awaited.is_null()))
             }
             CoroutineState::Executing => {

@@ -368,6 +368,33 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         Ok(value)
     }
 
+    /// An `int` of one digit as a number, `None` for anything else: in one read, for the names of a hundred thousand
+    /// tasks.
+    pub(crate) fn counter(&self, object: Addr) -> Result<Option<u64>, Fault> {
+        let mut bytes = [0; 64];
+        let offset = |field| usize::try_from(self.offsets().get(field)).unwrap_or(usize::MAX);
+        let digits = offset(F::long_object_ob_digit);
+        // A number of one digit ends after it; the object itself is a word longer at least.
+        let Some(head) = digits.checked_add(4).and_then(|end| bytes.get_mut(..end)) else {
+            return Ok(None);
+        };
+        self.read(object, head)?;
+        let word = |at: usize| {
+            let word = head.get(at..at.checked_add(8)?)?;
+            Some(u64::from_le_bytes(word.try_into().ok()?))
+        };
+        let kind = word(offset(F::pyobject_ob_type)).ok_or(Fault::Invalid("not an object"))?;
+        if !self.type_at(Addr(kind))?.is_int() {
+            return Ok(None);
+        }
+        let tag = word(offset(F::long_object_lv_tag)).unwrap_or(u64::MAX);
+        let digit = head.get(digits..).unwrap_or_default();
+        Ok(match (tag >> 3, tag & 3, digit.try_into()) {
+            (1, 0, Ok(digit)) => Some(u64::from(u32::from_le_bytes(digit))),
+            _ => None,
+        })
+    }
+
     /// The live entries of a set.
     pub(crate) fn set_items(&self, set: Addr, max: usize) -> Result<Vec<Addr>, Fault> {
         let mask = self.u64(self.member(set, F::set_object_mask))?;

@@ -483,14 +483,14 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
     /// A number stands for the names that asyncio gives, anything else is a string.
     fn name(&mut self, name: Addr) -> Result<Arc<str>, Fault> {
         let decoder = self.decoder;
-        if !decoder.type_of(name)?.is_int() {
-            return Ok(decoder.string(name)?.into());
-        }
         self.name.clear();
         self.name.push_str("Task-");
-        match decoder.small_int(name) {
-            Ok(number) => self.name.push_str(itoa::Buffer::new().format(number)),
-            Err(_) => self.name.push_str(&decoder.int(name)?),
+        if let Ok(Some(number)) = decoder.counter(name) {
+            self.name.push_str(itoa::Buffer::new().format(number));
+        } else if decoder.type_of(name)?.is_int() {
+            self.name.push_str(&decoder.int(name)?);
+        } else {
+            return Ok(decoder.string(name)?.into());
         }
         decoder.take_text(self.name.len())?;
         Ok(self.name.as_str().into())

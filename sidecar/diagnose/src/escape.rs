@@ -13,9 +13,15 @@ fn disturbs(character: char) -> bool {
         )
 }
 
+/// Whether a text is printable ASCII alone, one column to a byte. Without an early end, so that the compiler can look at many bytes at once.
+pub(crate) fn is_plain(text: &str) -> bool {
+    text.bytes()
+        .fold(true, |plain, byte| plain & (b' '..=b'~').contains(&byte))
+}
+
 /// Escapes control characters, bidirectional overrides and line ends, as `\n`, `\x1b`, `\u{202e}`.
 pub fn line(text: &str) -> Cow<'_, str> {
-    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || !text.chars().any(disturbs) {
+    if is_plain(text) || !text.chars().any(disturbs) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());

@@ -21,8 +21,8 @@ const BLOCK_U64: u64 = BLOCK as u64;
 const WHOLE: u8 = (1 << PAGES) - 1;
 /// Blocks of one allocation.
 const SEGMENT_BLOCKS: usize = 64;
-/// Blocks a cache begins with: 1 MiB stays in a processor's own cache, and costs few page faults of ours.
-const FIRST_BLOCKS: usize = 64;
+/// Blocks a cache begins with: 2 MiB stay in a processor's own cache, and cost few page faults of ours.
+const FIRST_BLOCKS: usize = 128;
 /// Blocks read at once where blocks are asked for one after the other.
 const READ_AHEAD: usize = 4;
 /// Entries of the table of blocks used last.
@@ -334,7 +334,7 @@ impl<M: Memory> PageCache<M> {
         if known.is_some() {
             state.refaults = state.refaults.saturating_add(1);
             // Reading a block again costs about as much as the page faults of one more block of ours.
-            if state.refaults > state.capacity {
+            if state.refaults > state.capacity / 2 {
                 state.refaults = 0;
                 // A plan may take all the room there is; what is read on demand leaves most of it to the result.
                 let most = (state.max_blocks / 3).max(state.capacity);

@@ -1,12 +1,13 @@
 //! The tasks as a table, one row each.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 
 use foldhash::fast::RandomState;
 use sidewinder_model::{Frame, Id, Task, TaskState, Tasks};
 
-use crate::escape::{base_name, clip, line};
+use crate::escape::{base_name, clip, is_plain, line};
 
 /// The longest cell, in characters.
 const CELL_CHARS: usize = 60;
@@ -35,53 +36,26 @@ struct Rows<'a> {
     cell: String,
 }
 
-/// Takes the cells of the rows, one after the other.
-trait Cells {
-    fn cell(&mut self, text: &str) -> fmt::Result;
-
-    fn id(&mut self, id: Id) -> fmt::Result;
-}
-
-/// The first pass: how wide each column is.
+/// How wide each column is.
 #[derive(Default)]
-struct Widths {
-    widths: [usize; HEAD.len()],
-    column: usize,
-}
-
-impl Cells for Widths {
-    fn cell(&mut self, text: &str) -> fmt::Result {
-        self.widen(width(text));
-        Ok(())
-    }
-
-    fn id(&mut self, id: Id) -> fmt::Result {
-        self.widen(id.text_len());
-        Ok(())
-    }
-}
+struct Widths([usize; HEAD.len()]);
 
 impl Widths {
-    fn widen(&mut self, width: usize) {
-        if let Some(widest) = self.widths.get_mut(self.column) {
+    fn widen(&mut self, column: usize, width: usize) {
+        if let Some(widest) = self.0.get_mut(column) {
             *widest = width.max(*widest);
         }
-        self.column = self
-            .column
-            .checked_add(1)
-            .filter(|next| *next < HEAD.len())
-            .unwrap_or(0);
     }
 }
 
-/// The second pass: left-aligned columns, two blanks apart, the last one ragged.
+/// Left-aligned columns, two blanks apart, the last one ragged.
 struct Writer<'o, W> {
     out: &'o mut W,
-    widths: [usize; HEAD.len()],
+    widths: Widths,
     column: usize,
 }
 
-impl<W: fmt::Write> Cells for Writer<'_, W> {
+impl<W: fmt::Write> Writer<'_, W> {
     fn cell(&mut self, text: &str) -> fmt::Result {
         const BLANKS: &str = "                                                                ";
         self.out.write_str(text)?;
@@ -90,14 +64,18 @@ impl<W: fmt::Write> Cells for Writer<'_, W> {
             self.column = 0;
             return self.out.write_char('\n');
         }
-        let widest = self.widths.get(self.column).copied().unwrap_or(0);
+        let widest = self.widths.0.get(self.column).copied().unwrap_or(0);
         self.column = next;
         let pad = widest.saturating_sub(width(text)).saturating_add(2);
         self.out.write_str(BLANKS.get(..pad).unwrap_or(BLANKS))
     }
+}
 
-    fn id(&mut self, id: Id) -> fmt::Result {
-        self.cell(id.text(&mut [0; Id::TEXT]))
+/// A text as a cell shows it.
+fn shown(text: &str) -> Cow<'_, str> {
+    match line(text) {
+        Cow::Borrowed(text) => clip(text, CELL_CHARS),
+        Cow::Owned(text) => Cow::Owned(clip(&text, CELL_CHARS).into_owned()),
     }
 }
 
@@ -118,33 +96,31 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Escapes, clips and hands over the cell that was put together.
-    fn end(&mut self, cells: &mut impl Cells) -> fmt::Result {
-        cells.cell(&clip(&line(&self.cell), CELL_CHARS))?;
+    /// Escapes, clips and writes the cell that was put together.
+    fn end(&mut self, out: &mut Writer<'_, impl fmt::Write>) -> fmt::Result {
+        out.cell(&shown(&self.cell))?;
         self.cell.clear();
         Ok(())
     }
 
-    fn row(&mut self, task: &'a Task, cells: &mut impl Cells) -> fmt::Result {
-        cells.id(task.id)?;
-        cells.cell(&clip(&line(&task.name), CELL_CHARS))?;
-        if self.tid.0 != task.tid {
-            let text = task
-                .tid
-                .map_or_else(|| "-".to_owned(), |tid| tid.to_string());
-            self.tid = (task.tid, text);
+    fn tid(&mut self, tid: Option<u64>) -> &str {
+        if self.tid.0 != tid {
+            let text = tid.map_or_else(|| "-".to_owned(), |tid| tid.to_string());
+            self.tid = (tid, text);
         }
-        cells.cell(&self.tid.1)?;
-        cells.cell(state(task))?;
+        &self.tid.1
+    }
+
+    fn place(&mut self, frames: &[Frame]) -> &str {
         if self.places.len() >= MAX_PLACES {
             self.places.clear();
         }
-        let frames: &[Frame] = &task.coroutine;
         let at = self.places.entry(frames.as_ptr());
-        cells.cell(at.or_insert_with(|| {
-            let at = place(frames);
-            clip(&line(&at), CELL_CHARS).into_owned()
-        }))?;
+        at.or_insert_with(|| shown(&place(frames)).into_owned())
+    }
+
+    /// What a task waits for, into the cell.
+    fn waits(&mut self, task: &Task) {
         match &task.waiting_for {
             None => self.cell.push('-'),
             Some(waiting_for) => {
@@ -153,7 +129,41 @@ impl<'a> Rows<'a> {
                 self.name(waiting_for.id);
             }
         }
-        self.end(cells)?;
+    }
+
+    /// Widens the columns for a task, but for the last, with as little writing as can be.
+    fn measure(&mut self, task: &'a Task, widths: &mut Widths) {
+        widths.widen(0, task.id.text_len());
+        widths.widen(1, width(&shown(&task.name)));
+        widths.widen(2, self.tid(task.tid).len());
+        widths.widen(3, state(task).len());
+        widths.widen(4, width(self.place(&task.coroutine)));
+        let plain = task.waiting_for.as_ref().and_then(|waiting_for| {
+            let what = match self.names.get(&waiting_for.id) {
+                Some(name) => is_plain(name).then_some(name.len())?,
+                None => waiting_for.id.text_len(),
+            };
+            let kind = &waiting_for.kind;
+            let width = kind.len().saturating_add(1).saturating_add(what);
+            (is_plain(kind) && width <= CELL_CHARS).then_some(width)
+        });
+        let waits = plain.unwrap_or_else(|| {
+            self.waits(task);
+            let width = width(&shown(&self.cell));
+            self.cell.clear();
+            width
+        });
+        widths.widen(5, waits);
+    }
+
+    fn row(&mut self, task: &'a Task, out: &mut Writer<'_, impl fmt::Write>) -> fmt::Result {
+        out.cell(task.id.text(&mut [0; Id::TEXT]))?;
+        out.cell(&shown(&task.name))?;
+        out.cell(self.tid(task.tid))?;
+        out.cell(state(task))?;
+        out.cell(self.place(&task.coroutine))?;
+        self.waits(task);
+        self.end(out)?;
         match task.awaited_by.as_slice() {
             [] => self.cell.push('-'),
             [one] => self.name(*one),
@@ -162,7 +172,7 @@ impl<'a> Rows<'a> {
                 write!(self.cell, " and {} more", rest.len())?;
             }
         }
-        self.end(cells)
+        self.end(out)
     }
 }
 
@@ -187,7 +197,7 @@ fn state(task: &Task) -> &'static str {
     }
 }
 
-/// Writes one row per task. Each row is made twice, which takes less time than to keep them all.
+/// Writes one row per task.
 pub(super) fn render(out: &mut impl fmt::Write, tasks: &Tasks) -> fmt::Result {
     let mut rows = Rows {
         names: HashMap::with_capacity_and_hasher(tasks.tasks.len(), RandomState::default()),
@@ -198,15 +208,15 @@ pub(super) fn render(out: &mut impl fmt::Write, tasks: &Tasks) -> fmt::Result {
     let names = tasks.tasks.iter().map(|task| (task.id, &*task.name));
     rows.names.extend(names);
     let mut widths = Widths::default();
-    for head in HEAD {
-        widths.cell(head)?;
+    for (column, head) in HEAD.into_iter().enumerate() {
+        widths.widen(column, head.len());
     }
     for task in &tasks.tasks {
-        rows.row(task, &mut widths)?;
+        rows.measure(task, &mut widths);
     }
     let mut writer = Writer {
         out,
-        widths: widths.widths,
+        widths,
         column: 0,
     };
     for head in HEAD {
