@@ -171,9 +171,11 @@ fn check_await_graph(tasks: &Tasks) -> Result<()> {
         .as_ref()
         .context("charge waits for nothing")?;
     ensure!(
-        &*waiting_for.kind == "Future" && waiting_for.id != Id(0),
+        &*waiting_for.kind == "Stream" && waiting_for.future.is_some_and(|id| id != Id(0)),
         "{waiting_for:?}"
     );
+    let detail = waiting_for.detail.as_deref().unwrap_or_default();
+    ensure!(detail.starts_with("read, fd "), "{waiting_for:?}");
 
     for number in 2..=17 {
         let behind = task(tasks, &format!("charge-{number}"))?;
@@ -195,6 +197,16 @@ fn check_await_graph(tasks: &Tasks) -> Result<()> {
                 .is_some_and(|innermost| &*innermost.function == "Semaphore.acquire")
         );
     }
+    let pool = tasks
+        .groups
+        .iter()
+        .find(|group| &*group.kind == "Semaphore");
+    let pool = pool.context("no group waits for the pool")?;
+    ensure!(pool.tasks.len() == 16, "{pool:?}");
+    ensure!(
+        pool.detail.as_deref() == Some("value 0, 16 waiting"),
+        "{pool:?}"
+    );
     let settlement = task(tasks, "settlement")?;
     for number in 1..=17 {
         let request = task(tasks, &format!("request-{number}"))?;
@@ -214,7 +226,7 @@ fn check_await_graph(tasks: &Tasks) -> Result<()> {
         settlement
             .waiting_for
             .as_ref()
-            .is_some_and(|on| &*on.kind == "_GatheringFuture"),
+            .is_some_and(|on| &*on.kind == "Gather"),
         "{settlement:?}"
     );
     Ok(())

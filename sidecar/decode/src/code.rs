@@ -8,6 +8,7 @@ use crate::decoder::{Decoder, Fault, HashMap};
 use crate::linetable;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
+use crate::waiting::Waits;
 
 /// Copies of the bytecode per thread, free-threaded builds only.
 const MAX_COPIES: u64 = 1 << 16;
@@ -30,6 +31,9 @@ pub(crate) struct Code {
     /// The code unit asked for last and its line.
     last_line: Cell<Option<(u64, Option<i64>)>>,
     pub(crate) variables: OnceCell<Vec<Variable>>,
+    pub(crate) variable_count: OnceCell<u64>,
+    /// What a task waits for whose coroutine stands in it.
+    pub(crate) waits: Waits,
 }
 
 /// A local variable of a code object.
@@ -77,6 +81,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         ]
         .map(|field| self.pointer(self.member(address, field)).ok());
         let code = Rc::new(Code {
+            waits: Waits::of(&function, &file),
             address,
             // One string is its file, its name and its qualified name, and it begins on no line.
             init_cleanup: first_line == 0 && file_at == name_at && name_at == qualname_at,
@@ -87,6 +92,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             known_lines: RefCell::default(),
             last_line: Cell::new(None),
             variables: OnceCell::new(),
+            variable_count: OnceCell::new(),
         });
         self.codes.borrow_mut().insert(address, Rc::clone(&code));
         Ok(code)

@@ -57,6 +57,10 @@ pub(crate) enum CoroutineState {
 pub(crate) struct Link {
     pub(crate) code: Rc<Code>,
     pub(crate) line: Option<i64>,
+    /// Its frame, where its variables stand.
+    pub(crate) frame: Addr,
+    /// The end of the frame's stack, while it is suspended.
+    pub(crate) stack_pointer: Addr,
 }
 
 /// The coroutines of one task, innermost last.
@@ -199,7 +203,12 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         }
         let code = self.code(frame.executable)?;
         let line = self.line(&code, frame.instruction, frame.bytecode_copy);
-        chain.links.push(Link { code, line });
+        chain.links.push(Link {
+            code,
+            line,
+            frame: frame.address,
+            stack_pointer: frame.stack_pointer,
+        });
         match state {
             CoroutineState::Awaiting => {
                 let below = self.runtime.version.awaited_below_stackpointer;

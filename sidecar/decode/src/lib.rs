@@ -28,6 +28,7 @@ pub mod memory;
 mod object;
 pub mod offsets;
 pub mod os;
+mod python_task;
 pub mod remote_exec;
 pub mod runtime;
 mod search;
@@ -35,6 +36,7 @@ mod task;
 mod text;
 mod thread;
 mod thread_name;
+mod waiting;
 
 pub use elf::{ElfError, ElfFacts, Files, NoFiles};
 pub use limits::Limits;

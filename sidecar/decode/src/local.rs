@@ -34,11 +34,9 @@ const MAPPING: &str = "<locals>";
 impl<M: Memory + ?Sized> Decoder<'_, M> {
     pub(crate) fn locals(&self, frame: &RawFrame, code: &Code, wanted: Locals) -> Vec<Local> {
         let mut locals = Vec::new();
-        let variables = code.variables.get_or_init(|| {
-            self.variables(code).unwrap_or_else(|fault| {
-                self.problem(format_args!("variables of {}: {fault}", code.function));
-                Vec::new()
-            })
+        let variables = self.variables(code).unwrap_or_else(|fault| {
+            self.problem(format_args!("variables of {}: {fault}", code.function));
+            &[]
         });
         let values = self.member(frame.address, F::interpreter_frame_localsplus);
         for (n, variable) in variables.iter().enumerate() {
@@ -116,7 +114,16 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         failed.map_or(Ok(()), Err)
     }
 
-    fn variables(&self, code: &Code) -> Result<Vec<Variable>, Fault> {
+    /// The variables of a code object in the order of a frame's slots, read once.
+    pub(crate) fn variables<'c>(&self, code: &'c Code) -> Result<&'c [Variable], Fault> {
+        if let Some(known) = code.variables.get() {
+            return Ok(known);
+        }
+        let variables = self.read_variables(code)?;
+        Ok(code.variables.get_or_init(|| variables))
+    }
+
+    fn read_variables(&self, code: &Code) -> Result<Vec<Variable>, Fault> {
         let names = self.pointer(self.member(code.address, F::code_object_localsplusnames))?;
         let kinds = self.pointer(self.member(code.address, F::code_object_localspluskinds))?;
         if !self.type_of(names)?.is_tuple() {

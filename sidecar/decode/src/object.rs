@@ -1,6 +1,6 @@
 //! Python's built-in objects: types, strings, numbers, dicts and instance attributes.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,6 +39,27 @@ pub(crate) struct Type {
     pub(crate) lineage: OnceCell<Lineage>,
     /// Whether it is asyncio's future written in C, or derived from it.
     future: OnceCell<bool>,
+    /// Where its objects keep their attributes, when these stand in the objects.
+    inline: OnceCell<InlineValues>,
+}
+
+/// Attributes that stand right behind the objects of a class, in the order of the keys that the class has for all.
+#[derive(Debug)]
+struct InlineValues {
+    basic_size: u64,
+    keys: Addr,
+    /// The places of the attributes that were asked for.
+    known: RefCell<Vec<(&'static str, Option<u64>)>>,
+}
+
+/// The header of a dict's keys. The layout has been the same since 3.12: `Include/internal/pycore_dict.h`.
+struct Keys {
+    entries: Addr,
+    count: usize,
+    /// Bytes of an entry: `{hash, key, value}`, or without the hash where all keys are strings.
+    width: usize,
+    /// Whether the values stand elsewhere.
+    split: bool,
 }
 
 impl Type {
@@ -84,6 +105,9 @@ impl Type {
     }
     pub(crate) fn is_dict(&self) -> bool {
         self.has(29)
+    }
+    pub(crate) fn is_type(&self) -> bool {
+        self.has(31)
     }
 }
 
@@ -166,6 +190,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             full_name: OnceCell::new(),
             lineage: OnceCell::new(),
             future: OnceCell::new(),
+            inline: OnceCell::new(),
         });
         self.types.borrow_mut().insert(Rc::clone(&found));
         Ok(found)
@@ -176,21 +201,34 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         if let Some(known) = kind.future.get() {
             return Ok(*known);
         }
-        let mut at = kind.address;
-        let mut future = false;
+        let future = self.asyncio_base(kind.address)?.is_some();
+        Ok(*kind.future.get_or_init(|| future))
+    }
+
+    /// asyncio's own class, `Future` or `Task`, that the class at this address is or derives from.
+    pub(crate) fn asyncio_base(&self, class: Addr) -> Result<Option<Addr>, Fault> {
+        let mut at = class;
         for _ in 0..MAX_BASES {
             let name = self.pointer(self.member(at, F::type_object_tp_name))?;
             let name = self.c_string(name, MAX_TYPE_NAME)?;
             if name == "_asyncio.Future" || name == "_asyncio.Task" {
-                future = true;
-                break;
+                return Ok(Some(at));
             }
             at = self.type_base(at)?;
             if at.is_null() {
                 break;
             }
         }
-        Ok(*kind.future.get_or_init(|| future))
+        Ok(None)
+    }
+
+    /// The module object of a class that is written in C and was made by one. `ht_module` follows `ht_cached_keys`.
+    pub(crate) fn module_of_class(&self, class: Addr) -> Result<Option<Addr>, Fault> {
+        let module = self.pointer(class.plus(self.cached_keys_offset()).plus(8))?;
+        if module.is_null() || self.type_of(module)?.name != "module" {
+            return Ok(None);
+        }
+        Ok(Some(module))
     }
 
     /// `tp_base`, which follows `tp_flags` after ten other words.
@@ -398,27 +436,11 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// The live entries of a set.
     pub(crate) fn set_items(&self, set: Addr, max: usize) -> Result<Vec<Addr>, Fault> {
         let mask = self.u64(self.member(set, F::set_object_mask))?;
-        let used = self.size(set, F::set_object_used)?;
         if mask > MAX_SET_TABLE {
             return Err(Fault::Invalid("a set of impossible size"));
         }
-        let table = self.pointer(self.member(set, F::set_object_table))?;
-        let entries = usize::try_from(mask).unwrap_or(0).saturating_add(1);
-        let mut items = Vec::new();
-        self.entries(table, entries, 16, |entry| {
-            if items.len() >= used.min(max) {
-                return ControlFlow::Break(());
-            }
-            let (words, _) = entry.as_chunks::<8>();
-            if let [key, hash] = words {
-                let (key, hash) = (u64::from_le_bytes(*key), u64::from_le_bytes(*hash));
-                // Removed entries hold a placeholder whose hash is -1, which no object has.
-                if key != 0 && hash != u64::MAX {
-                    items.push(Addr(key));
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
+        let scan = usize::try_from(mask).unwrap_or(0).saturating_add(1);
+        let (items, used) = self.first_set_items(set, max, scan)?;
         if used > max {
             self.problem("a set has more members than the limit: the others are left out");
         }
@@ -500,6 +522,52 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         self.keys_entries(keys, values, visit)
     }
 
+    /// The header of a keys object.
+    fn keys(&self, keys: Addr) -> Result<Keys, Fault> {
+        let header = self.bytes(keys, 32)?;
+        let byte = |n: usize| header.get(n).copied().unwrap_or(0);
+        let (log2_index_bytes, kind) = (byte(9), byte(10));
+        let count = header
+            .as_chunks::<8>()
+            .0
+            .get(3)
+            .and_then(|w| usize::try_from(i64::from_le_bytes(*w)).ok())
+            .ok_or(Fault::Invalid("a dict of impossible size"))?;
+        if log2_index_bytes > 40 || kind > 2 {
+            return Err(Fault::Invalid("not a dict's keys"));
+        }
+        Ok(Keys {
+            entries: keys
+                .plus(32)
+                .plus(1_u64.checked_shl(u32::from(log2_index_bytes)).unwrap_or(0)),
+            count,
+            width: if kind == 0 { 24 } else { 16 },
+            split: kind == 2,
+        })
+    }
+
+    /// The place of a name among keys that are strings.
+    fn key_index(&self, keys: Addr, name: &str) -> Result<Option<u64>, Fault> {
+        let keys = self.keys(keys)?;
+        let key_at = keys.width.saturating_sub(16);
+        let count = keys.count.min(self.limits.dict_entries);
+        let mut index = 0_u64;
+        let mut found = None;
+        self.entries(keys.entries, count, keys.width, |entry| {
+            let key = entry
+                .get(key_at..)
+                .and_then(|entry| entry.first_chunk::<8>())
+                .map_or(Addr(0), |word| Addr(u64::from_le_bytes(*word)));
+            if !key.is_null() && self.string_is(key, name) {
+                found = Some(index);
+                return ControlFlow::Break(());
+            }
+            index = index.saturating_add(1);
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
     /// Visits the first entries of a dict in insertion order, empty ones of removed keys counted.
     pub(crate) fn first_dict_entries(
         &self,
@@ -527,8 +595,8 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         Ok(())
     }
 
-    /// Visits at most so many entries of a keys object, with the values of a split table where there are some; the number is that of all. The layout has been the same since
-    /// 3.12: `Include/internal/pycore_dict.h`.
+    /// Visits at most so many entries of a keys object, with the values of a split table where there are some; the number
+    /// is that of all.
     pub(crate) fn first_keys_entries(
         &self,
         keys: Addr,
@@ -537,29 +605,18 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         order: Order,
         mut visit: impl FnMut(Addr, Addr) -> ControlFlow<()>,
     ) -> Result<usize, Fault> {
-        let header = self.bytes(keys, 32)?;
-        let byte = |n: usize| header.get(n).copied().unwrap_or(0);
-        let (log2_index_bytes, kind) = (byte(9), byte(10));
-        let count = header
-            .as_chunks::<8>()
-            .0
-            .get(3)
-            .and_then(|w| usize::try_from(i64::from_le_bytes(*w)).ok())
-            .ok_or(Fault::Invalid("a dict of impossible size"))?;
-        if log2_index_bytes > 40 || kind > 2 {
-            return Err(Fault::Invalid("not a dict's keys"));
-        }
-        let entries = keys
-            .plus(32)
-            .plus(1_u64.checked_shl(u32::from(log2_index_bytes)).unwrap_or(0));
-        let all = count;
-        let count = count.min(max);
-        if kind == 2 && !values.is_null() {
+        let Keys {
+            entries,
+            count: all,
+            width,
+            split,
+        } = self.keys(keys)?;
+        let count = all.min(max);
+        if split && !values.is_null() {
             return self
                 .split_entries(entries, count, values, order, visit)
                 .map(|()| all);
         }
-        let width = if kind == 0 { 24 } else { 16 };
         self.entries(entries, count, width, |entry| {
             let (words, _) = entry.as_chunks::<8>();
             let (key, value) = match words {
@@ -636,13 +693,72 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     }
 
     /// An attribute that an instance of a class written in Python has in its own dict or inline values.
-    pub(crate) fn attribute(&self, object: Addr, name: &str) -> Result<Option<Addr>, Fault> {
-        let mut found = None;
-        let max = self.limits.dict_entries;
-        self.attributes(object, max, Order::OfKeys, |key, value| {
-            self.take_if_named(key, value, name, &mut found)
-        })?;
-        Ok(found)
+    pub(crate) fn attribute(
+        &self,
+        object: Addr,
+        name: &'static str,
+    ) -> Result<Option<Addr>, Fault> {
+        let class = self.pointer(self.member(object, F::pyobject_ob_type))?;
+        let kind = self.type_at(class)?;
+        if !kind.managed_dict() {
+            return Ok(None);
+        }
+        // Before the object stand its garbage collector's header (two words, GIL builds only), then the managed dict.
+        let dict = self.pointer(object.minus(if self.runtime.free_threaded() { 8 } else { 24 }))?;
+        if !kind.inline_values() {
+            return if dict.is_null() {
+                Ok(None)
+            } else {
+                self.dict_get(dict, name)
+            };
+        }
+        let inline = self.inline_values(class, &kind)?;
+        let values = if dict.is_null() {
+            // Values are valid where their fourth byte says so.
+            let values = object.plus(inline.basic_size);
+            if self.u8(values.plus(3))? == 0 {
+                return Ok(None);
+            }
+            values
+        } else {
+            // A dict that somebody asked for goes on with the object's own values, until it gets keys of its own.
+            let keys = self.pointer(self.member(dict, F::dict_object_ma_keys))?;
+            let values = self.pointer(self.member(dict, F::dict_object_ma_values))?;
+            if keys != inline.keys || values.is_null() {
+                return self.dict_get(dict, name);
+            }
+            values
+        };
+        let known = inline.known.borrow().iter().find(|k| k.0 == name).copied();
+        let index = if let Some((_, index)) = known {
+            index
+        } else {
+            let index = self.key_index(inline.keys, name)?;
+            inline.known.borrow_mut().push((name, index));
+            index
+        };
+        let Some(index) = index else {
+            return Ok(None);
+        };
+        let value = self.pointer(values.plus(8).plus(index.saturating_mul(8)))?;
+        Ok(Some(value).filter(|value| !value.is_null()))
+    }
+
+    fn inline_values<'t>(&self, class: Addr, kind: &'t Type) -> Result<&'t InlineValues, Fault> {
+        if let Some(known) = kind.inline.get() {
+            return Ok(known);
+        }
+        // `tp_basicsize` follows `tp_name`.
+        let basic_size = self.u64(self.member(class, F::type_object_tp_name).plus(8))?;
+        if basic_size > 1 << 20 {
+            return Err(Fault::Invalid("objects of impossible size"));
+        }
+        let keys = self.pointer(class.plus(self.cached_keys_offset()))?;
+        Ok(kind.inline.get_or_init(|| InlineValues {
+            basic_size,
+            keys,
+            known: RefCell::default(),
+        }))
     }
 
     /// Visits the attributes that an instance of a class written in Python has in its own dict or inline values, at

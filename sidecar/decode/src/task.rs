@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sidewinder_model::{Frame, Id, Locals, Loop, Stopped, Task, TaskState, Tasks, WaitingFor};
+use sidewinder_model::{Frame, Id, Locals, Loop, Stopped, Task, TaskState, Tasks, WaitingGroup};
 
 use crate::coroutine::{Chain, CoroutineState};
 use crate::decoder::{Decoder, Fault, HashMap, HashSet};
@@ -16,9 +16,10 @@ use crate::offsets::{AsyncioOffsets, Field as F};
 use crate::os::OsThread;
 use crate::runtime::Runtime;
 use crate::thread::{PyThread, by_native_id};
+use crate::waiting::Known;
 
-/// Children of one `gather` whose states are counted.
-const MAX_CHILDREN: usize = 1024;
+/// Groups of tasks that wait for one thing.
+const MAX_GROUPS: usize = 1000;
 /// No version's task is larger.
 const MAX_TASK: usize = 512;
 /// What a task takes beyond its own structure, in bytes: its name, its place in the index and in the graph.
@@ -40,6 +41,8 @@ pub fn tasks<M: Memory + ?Sized>(
             let mut walk = Walk {
                 decoder: &decoder,
                 offsets,
+                stacks: Vec::new(),
+                known: Known::default(),
                 tasks: Vec::new(),
                 joins: Vec::new(),
                 by_address: HashMap::default(),
@@ -60,11 +63,11 @@ pub fn tasks<M: Memory + ?Sized>(
 }
 
 /// Where a task was found.
-#[derive(Clone, Copy)]
-struct Place {
-    interpreter: i64,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) interpreter: i64,
     /// The thread whose list it stands in, in the reader's PID namespace.
-    tid: Option<u64>,
+    pub(crate) tid: Option<u64>,
 }
 
 /// A task that a thread says it is executing.
@@ -77,31 +80,36 @@ struct Running {
 }
 
 /// The head that tasks and futures have in common.
-struct RawFuture {
-    kind: Rc<Type>,
-    loop_object: Addr,
-    awaited_by: Addr,
-    awaited_by_is_set: bool,
-    is_task: bool,
-    is_done: bool,
+pub(crate) struct RawFuture {
+    pub(crate) kind: Rc<Type>,
+    pub(crate) loop_object: Addr,
+    /// Called first when it is done.
+    pub(crate) callback: Addr,
+    pub(crate) awaited_by: Addr,
+    pub(crate) awaited_by_is_set: bool,
+    pub(crate) is_task: bool,
+    pub(crate) is_done: bool,
 }
 
 /// A task object's own words.
-struct RawTask {
-    future: RawFuture,
-    coroutine: Addr,
-    name: Addr,
-    waiter: Addr,
+pub(crate) struct RawTask {
+    pub(crate) future: RawFuture,
+    pub(crate) coroutine: Addr,
+    pub(crate) name: Addr,
+    pub(crate) waiter: Addr,
 }
 
-struct Walk<'d, 'a, M: ?Sized> {
-    decoder: &'d Decoder<'a, M>,
-    offsets: &'d AsyncioOffsets,
-    tasks: Vec<Task>,
+pub(crate) struct Walk<'d, 'a, M: ?Sized> {
+    pub(crate) decoder: &'d Decoder<'a, M>,
+    pub(crate) offsets: &'d AsyncioOffsets,
+    /// Innermost frames of all threads.
+    pub(crate) stacks: Vec<(Place, Addr)>,
+    pub(crate) known: Known,
+    pub(crate) tasks: Vec<Task>,
     /// Tasks, by their index, that wait for what says it is a task.
     joins: Vec<u32>,
     by_address: HashMap<Addr, u32>,
-    loops: Vec<Loop>,
+    pub(crate) loops: Vec<Loop>,
     by_loop: HashSet<Addr>,
     running: Vec<Running>,
     /// Awaiters kept so far, of all tasks.
@@ -109,7 +117,7 @@ struct Walk<'d, 'a, M: ?Sized> {
     chain: Chain,
     name: String,
     /// Set when a limit was reached.
-    full: bool,
+    pub(crate) full: bool,
 }
 
 /// The object behind a word of a structure that was read as a whole.
@@ -123,7 +131,7 @@ fn byte_in(bytes: &[u8], at: u64) -> Option<u8> {
     bytes.get(usize::try_from(at).ok()?).copied()
 }
 
-const fn id(address: Addr) -> Id {
+pub(crate) const fn id(address: Addr) -> Id {
     Id(address.0)
 }
 
@@ -133,12 +141,15 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         let decoder = self.decoder;
         let os = by_native_id(os_threads);
         let mut lists = Vec::new();
+        let mut interpreters = Vec::new();
         for interpreter in decoder.interpreters() {
+            interpreters.push((interpreter.id, interpreter.address));
             for thread in decoder.threads(&interpreter, os_threads) {
                 let place = Place {
                     interpreter: interpreter.id,
                     tid: os.get(&thread.native).map(|os| os.tid),
                 };
+                self.stacks.push((place, thread.current_frame));
                 self.running_loop(&thread, place);
                 self.running_task(&thread, place);
                 let head = thread.address.plus(self.offsets.thread_tasks_head);
@@ -156,6 +167,11 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         }
         for (head, place, whose) in lists {
             self.list(head, place, whose);
+        }
+        for (interpreter, state) in interpreters {
+            if !self.full {
+                self.python_tasks(interpreter, state);
+            }
         }
         // A task in its first eager step stands in no list yet.
         for running in self.running.clone() {
@@ -196,11 +212,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
     fn task(&mut self, address: Addr, place: Place) -> Result<Option<Addr>, Fault> {
         let decoder = self.decoder;
         let index = self.tasks.len();
-        if index >= decoder.limits.tasks {
-            decoder.problem(format_args!(
-                "more than {index} tasks: the others are left out"
-            ));
-            self.full = true;
+        if self.is_full() {
             return Ok(Some(Addr(0)));
         }
         match self.by_address.entry(address) {
@@ -242,10 +254,30 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
                 return Ok(Some(next));
             }
         }
-        let index = u32::try_from(index).unwrap_or(NOT_A_TASK);
+        self.add(address, task);
+        Ok(Some(next))
+    }
+
+    pub(crate) fn add(&mut self, address: Addr, task: Task) {
+        let index = u32::try_from(self.tasks.len()).unwrap_or(NOT_A_TASK);
         self.by_address.insert(address, index);
         self.tasks.push(task);
-        Ok(Some(next))
+    }
+
+    /// Whether a limit was reached, that of tasks too.
+    pub(crate) fn is_full(&mut self) -> bool {
+        let count = self.tasks.len();
+        if !self.full && count >= self.decoder.limits.tasks {
+            self.decoder.problem(format_args!(
+                "more than {count} tasks: the others are left out"
+            ));
+            self.full = true;
+        }
+        self.full
+    }
+
+    pub(crate) fn is_known(&self, address: Addr) -> bool {
+        self.by_address.contains_key(&address)
     }
 
     fn running_loop(&mut self, thread: &PyThread, place: Place) {
@@ -318,6 +350,8 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         Ok(RawFuture {
             kind,
             loop_object: word(object.get(F::pyobject_size))?,
+            // `fut_callback0` follows `fut_loop`.
+            callback: word(object.get(F::pyobject_size).saturating_add(8))?,
             awaited_by: word(offsets.task_awaited_by)?,
             awaited_by_is_set: flag(offsets.task_awaited_by_is_set)? != 0,
             is_task: flag(offsets.task_is_task)? == 1,
@@ -337,10 +371,10 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
     }
 
     /// The head of the future at this address; `None` where there is something else.
-    fn future(&self, address: Addr) -> Result<Option<RawFuture>, Fault> {
+    pub(crate) fn future(&self, address: Addr) -> Result<Option<RawFuture>, Fault> {
         let kind = self.decoder.type_of(address)?;
         if !self.decoder.is_future_type(&kind)? {
-            return Ok(None);
+            return self.python_future(address, &kind);
         }
         // Up to the last word that both have: a future is smaller than a task.
         let size = self
@@ -359,7 +393,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
 
     /// Everything about a task that its own memory tells. Only a limit of the result is an error, and memory that is
     /// no task.
-    fn fill(
+    pub(crate) fn fill(
         &mut self,
         task: &mut Task,
         address: Addr,
@@ -391,6 +425,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         let frames = decoder.chain_frames(&chain);
         let filled = frames.and_then(|frames| {
             task.coroutine = self.with_plain_frames(whose, place, &chain, frames)?;
+            self.note_held(&chain)?;
             self.waits(task, whose, raw, &chain)
         });
         self.chain = chain;
@@ -413,10 +448,10 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
     ) -> Result<(), Fault> {
         let mut is_done = false;
         if !raw.waiter.is_null() {
-            match self.waiting_for(raw.waiter) {
-                Ok((waiting_for, future)) => {
-                    is_done = future.as_ref().is_some_and(|future| future.is_done);
-                    if future.is_some_and(|future| future.is_task) {
+            match self.waiting_for(raw.waiter, chain) {
+                Ok((waiting_for, awaited)) => {
+                    is_done = awaited.is_done;
+                    if awaited.is_task {
                         self.joins
                             .push(u32::try_from(self.tasks.len()).unwrap_or(NOT_A_TASK));
                     }
@@ -458,17 +493,25 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         // The frame chain that it can lie on: of the thread that says so, else of its own.
         let by_task = |running: &&Running| running.task == whose.address;
         let by_thread = |running: &&Running| running.place.tid == place.tid && place.tid.is_some();
-        let Some(running) = self
+        // No thread says so of a task that is written in Python.
+        let stack = || {
+            self.stacks
+                .iter()
+                .find(|(at, _)| at.tid.is_some() && *at == place)
+        };
+        let Some(innermost) = self
             .running
             .iter()
             .find(by_task)
             .or_else(|| self.running.iter().find(by_thread))
+            .map(|running| running.innermost)
+            .or_else(|| stack().map(|(_, innermost)| *innermost))
         else {
             return Ok(frames);
         };
-        let (beneath, met) =
-            self.decoder
-                .frames(whose, running.innermost, Some(frame), Locals::None);
+        let (beneath, met) = self
+            .decoder
+            .frames(whose, innermost, Some(frame), Locals::None);
         if !met {
             self.decoder.problem(format_args!(
                 "{whose}: its frame is not on its thread's stack"
@@ -481,7 +524,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
     }
 
     /// A number stands for the names that asyncio gives, anything else is a string.
-    fn name(&mut self, name: Addr) -> Result<Arc<str>, Fault> {
+    pub(crate) fn name(&mut self, name: Addr) -> Result<Arc<str>, Fault> {
         let decoder = self.decoder;
         self.name.clear();
         self.name.push_str("Task-");
@@ -514,63 +557,41 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         Ok(awaiters)
     }
 
-    /// The object that a task waits for; a task's name follows in [`Self::finish`].
-    fn waiting_for(&self, object: Addr) -> Result<(WaitingFor, Option<RawFuture>), Fault> {
-        let future = self.future(object)?;
-        let kind = match &future {
-            Some(future) => Arc::clone(&future.kind.short),
-            None => Arc::clone(&self.decoder.type_of(object)?.short),
-        };
-        let detail = future
-            .as_ref()
-            .filter(|future| !future.is_task)
-            .and_then(|future| self.detail(object, future));
-        let waiting_for = WaitingFor {
-            kind,
-            id: id(object),
-            detail: detail.map(Into::into),
-        };
-        Ok((waiting_for, future))
-    }
-
-    /// What is known of an awaited future beyond its type.
-    fn detail(&self, object: Addr, future: &RawFuture) -> Option<String> {
-        let decoder = self.decoder;
-        if let Some(children) = decoder
-            .attribute(object, "_children")
-            .ok()
-            .flatten()
-            .filter(|children| decoder.type_of(*children).is_ok_and(|kind| kind.is_list()))
-        {
-            return self.children(children);
-        }
-        if !future.awaited_by_is_set {
-            return None;
-        }
-        let waiters = decoder.size(future.awaited_by, F::set_object_used).ok()?;
-        (waiters > 1).then(|| format!("{waiters} waiters"))
-    }
-
-    /// How many of a gathering future's children are pending.
-    fn children(&self, children: Addr) -> Option<String> {
-        let decoder = self.decoder;
-        let count = decoder.size(children, F::list_object_ob_size).ok()?;
-        if count > MAX_CHILDREN {
-            return Some(format!("{count} children"));
-        }
-        let items = decoder
-            .pointer(decoder.member(children, F::list_object_ob_item))
-            .ok()?;
-        let bytes = decoder.bytes(items, count.checked_mul(8)?).ok()?;
-        let (words, _) = bytes.as_chunks::<8>();
-        let done = words
-            .iter()
-            .filter(|word| {
-                let child = self.future(Addr(u64::from_le_bytes(**word)));
-                child.is_ok_and(|child| child.is_some_and(|child| child.is_done))
+    /// What two or more tasks wait for, the largest group first.
+    fn groups(&self, tasks: &[Task]) -> Vec<WaitingGroup> {
+        let waiting = (0_u32..).zip(tasks).filter_map(|(index, task)| {
+            let on = task.waiting_for.as_ref()?;
+            (task.state == TaskState::Waiting).then_some((on.id, index))
+        });
+        let mut waiting: Vec<(Id, u32)> = waiting.collect();
+        waiting.sort_unstable();
+        let mut groups: Vec<&[(Id, u32)]> = waiting
+            .chunk_by(|one, other| one.0 == other.0)
+            .filter(|group| group.len() > 1)
+            .collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
+        groups.truncate(MAX_GROUPS);
+        let task = |index: u32| tasks.get(usize::try_from(index).ok()?);
+        let group = |members: &&[(Id, u32)]| {
+            let ids = members.len().saturating_mul(size_of::<Id>());
+            self.decoder
+                .take_result(size_of::<WaitingGroup>().saturating_add(ids))
+                .ok()?;
+            let on = task(members.first()?.1)?.waiting_for.as_ref()?;
+            let members = || members.iter().filter_map(|member| task(member.1));
+            // One may put into a queue from which another one gets.
+            let same = members().all(|task| {
+                let other = task.waiting_for.as_ref();
+                other.is_some_and(|other| other.detail == on.detail)
+            });
+            Some(WaitingGroup {
+                kind: Arc::clone(&on.kind),
+                id: on.id,
+                detail: on.detail.clone().filter(|_| same),
+                tasks: members().map(|task| task.id).collect(),
             })
-            .count();
-        Some(format!("{} of {count} pending", count.saturating_sub(done)))
+        };
+        groups.iter().filter_map(group).collect()
     }
 
     /// Puts together what needs every task: who waits for whom, and in which circles.
@@ -581,7 +602,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             let index = by_address.get(&Addr(id.0)).copied();
             index.filter(|index| *index != NOT_A_TASK)
         };
-        let mut edges = Vec::new();
+        let mut edges = self.tell_holders(&mut tasks);
         for (index, task) in tasks.iter_mut().enumerate() {
             let index = u32::try_from(index).unwrap_or(NOT_A_TASK);
             // Plain futures are no tasks, and tasks that are done stand in no list.
@@ -632,6 +653,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             })
             .collect();
         Tasks {
+            groups: self.groups(&tasks),
             loops: self.loops,
             tasks,
             cycles,

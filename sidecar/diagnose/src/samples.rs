@@ -2,7 +2,7 @@
 
 use sidewinder_model::{
     Frame, Id, Interpreter, Local, Loop, Stacks, Syscall, Task, TaskState, Tasks, Thread,
-    ThreadState, WaitingFor,
+    ThreadState, WaitingFor, WaitingGroup,
 };
 
 pub(crate) fn frame(function: &str, file: &str, line: i64) -> Frame {
@@ -64,6 +64,7 @@ pub(crate) fn tasks() -> Tasks {
         kind: "Future".into(),
         id: Id(0x99),
         detail: Some("2 waiters".into()),
+        ..WaitingFor::default()
     };
     let task = |id: u64, name: &str| Task {
         id: Id(id),
@@ -103,10 +104,17 @@ pub(crate) fn tasks() -> Tasks {
                     kind: "Task".into(),
                     id: Id(2),
                     detail: Some("shared".into()),
+                    ..WaitingFor::default()
                 }),
                 ..task(4, "other")
             },
         ],
+        groups: vec![WaitingGroup {
+            kind: "Future".into(),
+            id: Id(0x99),
+            detail: Some("2 waiters".into()),
+            tasks: vec![Id(2), Id(3)],
+        }],
         ..Tasks::default()
     }
 }

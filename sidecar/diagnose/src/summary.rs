@@ -1,10 +1,10 @@
 //! One line per answer: what an engineer sees in `kubectl get debugsessions`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sidewinder_model::{
     ExecOutcome, Frame, Id, MAX_SUMMARY_CHARS, ProcessList, Stacks, Task, TaskState, Tasks, Thread,
-    ThreadState, WaitingFor,
+    ThreadState, WaitingGroup,
 };
 
 use crate::escape::{base_name, clip, line};
@@ -119,8 +119,9 @@ pub fn stacks(stacks: &Stacks) -> String {
     }
 }
 
-/// The largest group of tasks that wait for one thing, as its size and a description.
-fn largest_group(tasks: &[Task]) -> Option<(usize, String)> {
+/// The largest group of tasks that wait for one thing, or at one place, as its size and a description.
+fn largest_group(document: &Tasks) -> Option<(usize, String)> {
+    let tasks = &document.tasks;
     // A task that waits for another one stands where it joins it; why, the other one shows.
     let mut joins: Vec<Id> = tasks
         .iter()
@@ -131,36 +132,13 @@ fn largest_group(tasks: &[Task]) -> Option<(usize, String)> {
     let joins = |task: &Task| joins.binary_search(&task.id).is_ok();
     let waiting = || tasks.iter().filter(|task| task.state == TaskState::Waiting);
     let all_join = waiting().all(joins);
-    // What each waits for, in order, and where: tasks at one place share their frames.
-    let mut objects: Vec<(Id, &WaitingFor)> = Vec::new();
+    // Tasks at one place share their frames.
     let mut places: BTreeMap<*const Frame, (&[Frame], usize)> = BTreeMap::new();
-    for task in waiting() {
-        if let Some(waiting_for) = &task.waiting_for {
-            objects.push((waiting_for.id, waiting_for));
-        }
-        if all_join || !joins(task) {
-            let frames: &[Frame] = &task.coroutine;
-            let entry = places.entry(frames.as_ptr()).or_insert((frames, 0));
-            entry.1 = entry.1.saturating_add(1);
-        }
+    for task in waiting().filter(|task| all_join || !joins(task)) {
+        let frames: &[Frame] = &task.coroutine;
+        let entry = places.entry(frames.as_ptr()).or_insert((frames, 0));
+        entry.1 = entry.1.saturating_add(1);
     }
-    objects.sort_by_key(|(id, _)| *id);
-    let object = objects
-        .chunk_by(|one, other| one.0 == other.0)
-        .max_by_key(|group| group.len())
-        .and_then(|group| {
-            let (id, waiting_for) = group.first()?;
-            let name = tasks
-                .iter()
-                .find(|task| task.id == *id)
-                .map(|task| &task.name);
-            let what = match (name, &waiting_for.detail) {
-                (Some(name), _) => format!("{} {name}", waiting_for.kind),
-                (None, Some(detail)) => format!("{} ({detail})", waiting_for.kind),
-                (None, None) => format!("one {}", waiting_for.kind),
-            };
-            Some((group.len(), format!("wait for {what}")))
-        });
     let mut by_place: BTreeMap<String, usize> = BTreeMap::new();
     for (frames, number) in places.into_values() {
         if let Some(standing) = standing(frames) {
@@ -172,13 +150,50 @@ fn largest_group(tasks: &[Task]) -> Option<(usize, String)> {
         .into_iter()
         .max_by_key(|(_, number)| *number)
         .map(|(standing, number)| (number, format!("wait at {standing}")));
+    let object = document.groups.first().map(|group| {
+        (
+            group.tasks.len(),
+            format!("wait for {}{}", thing(group), at_one_place(tasks, group)),
+        )
+    });
+    // Who waits for one thing at one place is better told by the thing.
     match (object, place) {
-        (Some(object), Some(place)) => Some(if object.0 > 1 && object.0 >= place.0 {
-            object
-        } else {
-            place
-        }),
+        (Some(object), Some(place)) if object.0 < place.0 => Some(place),
         (object, place) => object.or(place),
+    }
+}
+
+/// What a group waits for.
+pub(crate) fn thing(group: &WaitingGroup) -> String {
+    match (&*group.kind, &group.detail) {
+        ("Task", Some(name)) => format!("Task {name}"),
+        (kind, Some(detail)) => format!("{kind} ({detail})"),
+        (kind, None) => format!("one {kind}"),
+    }
+}
+
+/// The application's frame that all of a group wait in, where it is one.
+fn at_one_place(tasks: &[Task], group: &WaitingGroup) -> String {
+    let mut members = group.tasks.clone();
+    members.sort_unstable();
+    let frames = tasks
+        .iter()
+        .filter(|task| members.binary_search(&task.id).is_ok())
+        .map(|task| &task.coroutine);
+    let mut own: Vec<Option<&Frame>> = Vec::new();
+    let mut seen: BTreeSet<*const Frame> = BTreeSet::new();
+    for frames in frames {
+        if seen.insert(frames.as_ptr()) {
+            own.push(frames.iter().rev().find(|frame| !is_library(&frame.file)));
+        }
+        own.dedup();
+        if own.len() > 1 {
+            return String::new();
+        }
+    }
+    match own.first() {
+        Some(Some(frame)) => format!(" at {}", place(frame)),
+        _ => String::new(),
     }
 }
 
@@ -205,7 +220,7 @@ pub fn tasks(tasks: &Tasks) -> String {
             None => format!("{} runs", running.name),
         });
     }
-    if let Some((number, what)) = largest_group(&tasks.tasks) {
+    if let Some((number, what)) = largest_group(tasks) {
         parts.push(if number == 1 {
             what.replacen("wait", "1 waits", 1)
         } else {
@@ -268,7 +283,7 @@ mod tests {
         let text = tasks(&samples::tasks());
         assert_eq!(
             text,
-            "4 tasks in 1 loop; boss runs at app.py:30 (boss); 2 wait for Future (2 waiters)"
+            "4 tasks in 1 loop; boss runs at app.py:30 (boss); 2 wait for Future (2 waiters) at app.py:5 (worker)"
         );
     }
 
@@ -283,6 +298,7 @@ mod tests {
                 waiting_for.id = Id(u64::try_from(index).unwrap());
             }
         }
+        sample.groups.clear();
         assert_eq!(
             tasks(&sample),
             "4 tasks in 1 loop; 4 wait at pool.py:7 (pool.acquire)"
@@ -298,6 +314,7 @@ mod tests {
             ..Task::default()
         };
         let mut sample = samples::tasks();
+        sample.groups.clear();
         sample.tasks = vec![
             task(1, "handle", &[]),
             task(2, "handle", &[]),

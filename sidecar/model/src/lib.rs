@@ -30,7 +30,7 @@ pub use request::{
 };
 pub use snapshot::{
     Collection, CurrentException, Frame, Id, Interpreter, Local, Loop, Stacks, Stopped, Syscall,
-    Task, TaskState, Tasks, Thread, ThreadState, WaitingFor,
+    Task, TaskState, Tasks, Thread, ThreadState, WaitingFor, WaitingGroup,
 };
 
 /// The number of the protocol spoken over the relay.

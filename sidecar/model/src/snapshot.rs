@@ -211,8 +211,12 @@ pub struct Tasks {
     pub loops: Vec<Loop>,
     /// Every task that is not done.
     pub tasks: Vec<Task>,
-    /// Groups of tasks that wait for each other, each as the ids of one strongly connected component.
+    /// Groups of tasks that wait for each other, or for locks that these hold, each as the ids of one strongly connected
+    /// component.
     pub cycles: Vec<Vec<Id>>,
+    /// What two or more tasks wait for, with those tasks, the largest group first; at most 1 000 of them.
+    #[serde(default)]
+    pub groups: Vec<WaitingGroup>,
     /// How long a thread of the target was held still for this document, in microseconds.
     pub paused_microseconds: u64,
     /// Which threads were held still for it.
@@ -277,13 +281,35 @@ pub enum TaskState {
 
 /// The object a task waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct WaitingFor {
-    /// The name of the object's type, for example `Task`, `Future`.
+    /// What it is: `Task`, `Gather`, `Wait`, `AsCompleted`, `TaskGroup`, `Shield`, `Lock`, `Event`, `Semaphore`,
+    /// `Condition`, `Barrier`, `Queue`, `Sleep`, `Executor`, `Socket`, `Stream`, `Subprocess`, `Server`, or `Future`
+    /// where nothing more is known; of other awaitables the name of the type.
     pub kind: Arc<str>,
-    /// Its address.
+    /// Its address, the same for all tasks that wait for it.
     pub id: Id,
     /// What is known beyond that, for example the awaited task's name.
     pub detail: Option<Arc<str>>,
+    /// The address of the future that the task awaits, where that is not the object itself: each waiter has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub future: Option<Id>,
+    /// The ids of the tasks that hold a `Lock` or `Semaphore`, as far as they entered it by `async with`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<Arc<[Id]>>,
+}
+
+/// Tasks that wait for the same object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingGroup {
+    /// What the object is, as in [`WaitingFor`].
+    pub kind: Arc<str>,
+    /// Its address.
+    pub id: Id,
+    /// What is known beyond that.
+    pub detail: Option<Arc<str>>,
+    /// The ids of the tasks, two or more.
+    pub tasks: Vec<Id>,
 }
 
 #[cfg(test)]

@@ -234,10 +234,16 @@ impl Weight {
             if let Some(waiting) = &task.waiting_for {
                 weight += self.text(&waiting.kind);
                 weight += waiting.detail.as_deref().map_or(0, |d| self.text(d));
+                let held_by = waiting.held_by.as_deref().unwrap_or_default();
+                if self.seen.insert((held_by.as_ptr() as usize, held_by.len())) {
+                    weight += size_of_val(held_by);
+                }
             }
             weight
         };
         let cycles = tasks.cycles.iter().map(|c| size_of_val(c.as_slice()));
-        cycles.sum::<usize>() + tasks.tasks.iter().map(one).sum::<usize>()
+        let groups = tasks.groups.iter().map(|g| size_of_val(g.tasks.as_slice()));
+        let shared = cycles.sum::<usize>() + groups.sum::<usize>();
+        shared + tasks.tasks.iter().map(one).sum::<usize>()
     }
 }

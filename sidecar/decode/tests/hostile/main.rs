@@ -28,7 +28,17 @@ use proptest::prelude::*;
 use sidewinder_decode::{Image, Limits, Runtime};
 
 /// Recorded targets of every kind.
-const IMAGES: [&str; 5] = ["contended", "ended", "subinterpreters", "tasks", "threads"];
+const IMAGES: [&str; 9] = [
+    "3.14/python_tasks",
+    "3.14/waits",
+    "3.15/python_tasks",
+    "3.15/waits",
+    "contended",
+    "ended",
+    "subinterpreters",
+    "tasks",
+    "threads",
+];
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/images/{name}.img"))

@@ -10,13 +10,17 @@ use foldhash::fast::RandomState;
 use sidewinder_model::{Frame, Id, Task, TaskState, Tasks};
 
 use crate::escape::{clip, line};
-use crate::summary::count;
+use crate::summary::{count, thing};
 
 /// Deeper than this the tree is no longer indented further, so that a chain of n tasks costs O(n) output.
 const MAX_INDENT: usize = 40;
 
 /// The longest task name, in characters.
 const NAME_CHARS: usize = 120;
+
+/// Groups of tasks that are named, and tasks of each.
+const MAX_GROUPS: usize = 20;
+const GROUP_NAMES: usize = 5;
 
 /// Coroutine stacks kept as text.
 const MAX_PLACES: usize = 1024;
@@ -63,7 +67,20 @@ impl Children {
             edges.extend(waiters.map(|waiter| (*waiter, child)));
             awaited.push(edges.len() > before);
         }
+        // asyncio does not tell a task of those that wait in another loop, nor one that is written in Python.
+        for (waiter, task) in (0_u32..).zip(tasks) {
+            if let Some(on) = &task.waiting_for
+                && &*on.kind == "Task"
+                && let Some(child) = index.get(&on.id)
+            {
+                edges.push((waiter, *child));
+                if let Some(awaited) = awaited.get_mut(*child as usize) {
+                    *awaited = true;
+                }
+            }
+        }
         edges.sort_unstable();
+        edges.dedup();
         let mut starts = Vec::with_capacity(tasks.len().saturating_add(1));
         let mut at = 0_usize;
         for parent in (0_u32..).take(tasks.len().saturating_add(1)) {
@@ -315,13 +332,42 @@ pub(super) fn render(out: &mut impl fmt::Write, tasks: &Tasks) -> fmt::Result {
             renderer.tree(out, root, index.saturating_add(1) == count)?;
         }
     }
+    let name = |id: &Id| match index.get(id).and_then(|index| renderer.task(*index)) {
+        Some(task) => clip(&line(&task.name), NAME_CHARS).into_owned(),
+        None => id.to_string(),
+    };
+    if !tasks.groups.is_empty() {
+        out.write_str("\nwaiting groups\n")?;
+    }
+    for group in tasks.groups.iter().take(MAX_GROUPS) {
+        let names: Vec<String> = group.tasks.iter().take(GROUP_NAMES).map(name).collect();
+        let more = group.tasks.len().saturating_sub(names.len());
+        write!(
+            out,
+            "    {} wait for {}: {}",
+            group.tasks.len(),
+            line(&thing(group)),
+            names.join(", ")
+        )?;
+        match more {
+            0 => out.write_str("\n")?,
+            more => writeln!(out, " and {more} more")?,
+        }
+    }
+    if let Some(more) = tasks
+        .groups
+        .len()
+        .checked_sub(MAX_GROUPS)
+        .filter(|n| *n > 0)
+    {
+        writeln!(out, "    {} more", count(more, "group"))?;
+    }
     for cycle in &tasks.cycles {
-        let name = |id: &Id| match index.get(id).and_then(|index| renderer.task(*index)) {
-            Some(task) => clip(&line(&task.name), NAME_CHARS).into_owned(),
-            None => id.to_string(),
-        };
         let names: Vec<String> = cycle.iter().map(name).collect();
-        writeln!(out, "\ncycle: {} wait for each other", names.join(", "))?;
+        match names.as_slice() {
+            [one] => writeln!(out, "\ncycle: {one} waits for itself")?,
+            names => writeln!(out, "\ncycle: {} wait for each other", names.join(", "))?,
+        }
     }
     Ok(())
 }
@@ -348,7 +394,9 @@ mod tests {
              │   └── lone [waits for Future (2 waiters)]\n\
              │           worker at /app/app.py:5\n\
              └── other [waits for Task (shared)]\n\
-             \x20   └── shared (shown above)\n"
+             \x20   └── shared (shown above)\n\n\
+             waiting groups\n\
+             \x20   2 wait for Future (2 waiters): shared, lone\n"
         );
     }
 
@@ -371,6 +419,17 @@ mod tests {
         assert!(text.contains("boss (closes a cycle)"), "{text}");
         assert!(
             text.contains("cycle: boss, shared wait for each other"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_task_that_asyncio_does_not_tell_who_waits_for_it_is_a_child_all_the_same() {
+        let mut sample = samples::tasks();
+        sample.tasks[1].awaited_by = vec![Id(1)];
+        let text = render(&sample);
+        assert!(
+            text.contains("└── other [waits for Task (shared)]\n    └── shared (shown above)\n"),
             "{text}"
         );
     }
