@@ -602,6 +602,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             let index = by_address.get(&Addr(id.0)).copied();
             index.filter(|index| *index != NOT_A_TASK)
         };
+        self.tell_gathers(&mut tasks, known);
         let mut edges = self.tell_holders(&mut tasks);
         for (index, task) in tasks.iter_mut().enumerate() {
             let index = u32::try_from(index).unwrap_or(NOT_A_TASK);

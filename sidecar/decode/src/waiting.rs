@@ -9,6 +9,8 @@ mod executor;
 mod holder;
 mod thing;
 
+use thing::Items;
+
 use std::sync::Arc;
 
 use sidewinder_model::WaitingFor;
@@ -186,6 +188,8 @@ pub(crate) struct Known {
     shared: HashMap<Addr, Option<Arc<str>>>,
     /// Children whose states were read.
     children: usize,
+    /// Tasks, by their index, that wait for a `gather` of these.
+    gathers: Vec<(u32, Vec<Addr>)>,
     workers: Option<Workers>,
     /// Locks and the tasks, by their index, that are in the body of an `async with` of them.
     held: Vec<(Addr, u32)>,
@@ -434,14 +438,26 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             _ => return Ok(None),
         }
         let children = self.decoder.attribute(object, "_children")?;
-        let detail = match children {
-            Some(children) => unless_limit(self.children(children))?,
+        // The children are mostly tasks, of which more is known once every task was read.
+        let items = match children {
+            Some(children) => unless_limit(self.items_of(children))?,
+            None => None,
+        };
+        let detail = match items {
+            Some(Items::Listed(children)) => {
+                let task = u32::try_from(self.tasks.len()).unwrap_or(u32::MAX);
+                let bytes = children.len().saturating_mul(size_of::<Addr>());
+                self.decoder.take_result(bytes)?;
+                self.known.gathers.push((task, children));
+                None
+            }
+            Some(Items::Counted(count)) => Some(self.text(&format!("{count} children"))?),
             None => None,
         };
         Ok(Some(WaitingFor {
             kind: self.kind("Gather"),
             id: id(object),
-            detail: detail.map(|detail| self.text(&detail)).transpose()?,
+            detail,
             future: None,
             held_by: None,
         }))

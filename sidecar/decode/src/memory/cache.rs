@@ -5,7 +5,7 @@
 //! reads the whole plan with a few system calls, the target is let go, and the second decode works on what was taken
 //! while it stood. Where that one needs a block that was not planned, [`PageCache::missed`] says so.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
@@ -23,8 +23,6 @@ const WHOLE: u8 = (1 << PAGES) - 1;
 const SEGMENT_BLOCKS: usize = 64;
 /// Blocks a cache begins with: 2 MiB stay in a processor's own cache, and cost few page faults of ours.
 const FIRST_BLOCKS: usize = 128;
-/// Blocks read at once where blocks are asked for one after the other.
-const READ_AHEAD: usize = 4;
 /// Entries of the table of blocks used last.
 const RECENT: usize = 128;
 /// The slot of a block that was read and has been given up for another.
@@ -55,7 +53,9 @@ struct State {
     segments: Vec<Box<[u8]>>,
     /// Which block each slot holds.
     slots: Vec<u64>,
-    /// The slot that is given up next.
+    /// Whether each slot was used since the hand passed it.
+    used: Vec<Cell<bool>>,
+    /// The slot that is looked at next when one has to be given up: the clock of page replacement.
     hand: usize,
     /// Slots used before one is given up.
     capacity: usize,
@@ -86,46 +86,40 @@ impl State {
             .get(start..start.checked_add(BLOCK)?)
     }
 
-    /// Slots that lie side by side for so many blocks from this one on, or for fewer; they may have belonged to others.
-    /// Returns the first one and their number.
-    fn take_slots(&mut self, block: u64, count: usize) -> (u32, usize) {
-        let free = self.capacity.saturating_sub(self.slots.len());
-        let first = if free > 0 {
-            self.slots.len()
-        } else {
-            self.hand
-        };
-        let in_segment = first
-            .checked_rem(SEGMENT_BLOCKS)
-            .and_then(|at| SEGMENT_BLOCKS.checked_sub(at))
-            .unwrap_or(1);
-        let room = if free > 0 {
-            free
-        } else {
-            self.slots.len().saturating_sub(self.hand)
-        };
-        let count = count.min(in_segment).min(room).max(1);
-        for (slot, block) in (first..).zip(from(block)).take(count) {
-            match self.slots.get_mut(slot) {
-                Some(owner) => {
-                    let before = std::mem::replace(owner, block);
-                    self.forget(before);
-                }
-                None => self.slots.push(block),
-            }
-        }
-        if free > 0 {
+    /// A slot for one more block, which may have belonged to another.
+    fn take_slot(&mut self, block: u64) -> u32 {
+        if self.slots.len() < self.capacity {
+            self.slots.push(block);
+            self.used.push(Cell::new(true));
             while self.segments.len().saturating_mul(SEGMENT_BLOCKS) < self.slots.len() {
                 let bytes = SEGMENT_BLOCKS.saturating_mul(BLOCK);
                 self.segments.push(vec![0; bytes].into_boxed_slice());
             }
-        } else {
-            self.hand = first.saturating_add(count);
-            if self.hand >= self.slots.len() {
-                self.hand = 0;
-            }
+            return u32::try_from(self.slots.len().saturating_sub(1)).unwrap_or(NONE);
         }
-        (u32::try_from(first).unwrap_or(NONE), count)
+        // A block that was used since the hand passed last stays for another round: some are needed for each task.
+        while let Some(used) = self.used.get(self.hand)
+            && used.replace(false)
+        {
+            self.hand = self.after(self.hand);
+        }
+        let slot = self.hand;
+        self.hand = self.after(slot);
+        if let Some(used) = self.used.get(slot) {
+            used.set(true);
+        }
+        if let Some(owner) = self.slots.get_mut(slot) {
+            let before = std::mem::replace(owner, block);
+            self.forget(before);
+        }
+        u32::try_from(slot).unwrap_or(NONE)
+    }
+
+    /// The slot after this one, round and round.
+    fn after(&self, slot: usize) -> usize {
+        slot.checked_add(1)
+            .filter(|next| *next < self.slots.len())
+            .unwrap_or(0)
     }
 
     /// A block's slot is somebody else's now.
@@ -154,11 +148,6 @@ impl State {
             *recent = (block, held);
         }
     }
-}
-
-/// The addresses of this block and of those after it. At the end of the address space there are no more.
-fn from(block: u64) -> impl Iterator<Item = u64> {
-    std::iter::successors(Some(block), |at| at.checked_add(BLOCK_U64))
 }
 
 /// The segment of a slot and where it begins in there.
@@ -202,6 +191,7 @@ impl<M: Memory> PageCache<M> {
                 recent: [NOTHING; RECENT],
                 segments: Vec::new(),
                 slots: Vec::new(),
+                used: Vec::new(),
                 hand: 0,
                 capacity: FIRST_BLOCKS.min(max_blocks),
                 max_blocks,
@@ -224,6 +214,7 @@ impl<M: Memory> PageCache<M> {
         state.blocks.clear();
         state.recent = [NOTHING; RECENT];
         state.slots.clear();
+        state.used.clear();
         state.hand = 0;
         state.forgot = false;
         state.frozen = false;
@@ -253,6 +244,7 @@ impl<M: Memory> PageCache<M> {
                 .segments
                 .push(vec![0xff; SEGMENT_BLOCKS.saturating_mul(BLOCK)].into_boxed_slice());
         }
+        state.used = vec![Cell::new(true); blocks.len()];
         state.slots = blocks;
         state.capacity = state.max_blocks;
         state.hand = 0;
@@ -333,50 +325,33 @@ impl<M: Memory> PageCache<M> {
         }
         if known.is_some() {
             state.refaults = state.refaults.saturating_add(1);
-            // Reading a block again costs about as much as the page faults of one more block of ours.
-            if state.refaults > state.capacity / 2 {
+            // Reading a block again costs no more than the page faults of one more block of ours.
+            if state.refaults > state.capacity.saturating_mul(2) {
                 state.refaults = 0;
                 // A plan may take all the room there is; what is read on demand leaves most of it to the result.
                 let most = (state.max_blocks / 3).max(state.capacity);
                 state.capacity = state.capacity.saturating_mul(2).min(most);
             }
         }
-        // Objects made one after the other lie one after the other.
-        let before = block.checked_sub(BLOCK_U64);
-        let sequential = before.is_some_and(|before| state.blocks.contains_key(&before));
-        let mut count = 1_usize;
-        let mut next = block;
-        while sequential && count < READ_AHEAD {
-            next = next.saturating_add(BLOCK_U64);
-            if state.blocks.contains_key(&next) {
-                break;
-            }
-            count = count.saturating_add(1);
-        }
-        let (slot, count) = state.take_slots(block, count);
-        let Some(bytes) = place(slot).and_then(|(segment, start)| {
-            let len = BLOCK.checked_mul(count)?;
+        let slot = state.take_slot(block);
+        let bytes = place(slot).and_then(|(segment, start)| {
             state
                 .segments
                 .get_mut(segment)?
-                .get_mut(start..start.checked_add(len)?)
-        }) else {
-            return nothing;
-        };
-        let whole = self.inner.read(Addr(block), bytes);
-        let mut loaded = Vec::with_capacity(count);
-        for (at, bytes) in from(block).zip(bytes.chunks_exact_mut(BLOCK)) {
-            loaded.push(match whole {
+                .get_mut(start..start.checked_add(BLOCK)?)
+        });
+        let pages = match bytes {
+            None => 0,
+            Some(bytes) => match self.inner.read(Addr(block), bytes) {
                 Ok(()) => WHOLE,
                 // A neighbour is not mapped.
-                Err(ReadError::Fault { .. }) => read_pages(&self.inner, Addr(at), bytes),
+                Err(ReadError::Fault { .. }) => read_pages(&self.inner, Addr(block), bytes),
                 Err(ReadError::Gone | ReadError::Denied) => 0,
-            });
-        }
-        for ((at, slot), pages) in from(block).zip(slot..).zip(loaded) {
-            state.remember(at, Held { slot, pages });
-        }
-        state.blocks.get(&block).copied().unwrap_or(nothing)
+            },
+        };
+        let held = Held { slot, pages };
+        state.remember(block, held);
+        held
     }
 
     /// One piece within one block.
@@ -395,6 +370,12 @@ impl<M: Memory> PageCache<M> {
             return None;
         }
         let state = self.state.borrow();
+        if let Some(used) = usize::try_from(held.slot)
+            .ok()
+            .and_then(|n| state.used.get(n))
+        {
+            used.set(true);
+        }
         let bytes = state.slot(held.slot)?;
         buf.copy_from_slice(bytes.get(skip..skip.checked_add(buf.len())?)?);
         Some(())

@@ -1,6 +1,9 @@
 //! What is known of the objects that tasks wait for.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
+
+use sidewinder_model::{Id, Task};
 
 use super::{Thing, Variable, Waits, unless_limit};
 use crate::coroutine::Link;
@@ -8,12 +11,12 @@ use crate::decoder::{Decoder, Fault};
 use crate::memory::{Addr, Memory};
 use crate::object::Type;
 use crate::offsets::Field as F;
-use crate::task::Walk;
+use crate::task::{Walk, id};
 use crate::text;
 
 /// Children of one `gather` whose states are counted, and of all together.
 const MAX_CHILDREN: usize = 1024;
-const MAX_ALL_CHILDREN: usize = 65_536;
+const MAX_ALL_CHILDREN: usize = 1 << 18;
 /// Entries of a set's table that are looked at for them.
 const MAX_SCANNED: usize = 16_384;
 /// Children that are named.
@@ -375,6 +378,37 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
 
     /// How many of the futures in a list or a set are pending.
     pub(super) fn children(&mut self, children: Addr) -> Result<Option<String>, Fault> {
+        Ok(match self.items_of(children)? {
+            Some(Items::Listed(children)) => Some(self.states_of(&children, |_| None)?),
+            Some(Items::Counted(count)) => Some(format!("{count} children")),
+            None => None,
+        })
+    }
+
+    /// What each `gather` waits for, now that the tasks are known.
+    pub(crate) fn tell_gathers(&mut self, tasks: &mut [Task], known: impl Fn(Id) -> Option<u32>) {
+        for (index, children) in std::mem::take(&mut self.known.gathers) {
+            let name = |child: Addr| {
+                let task = tasks.get(usize::try_from(known(id(child))?).ok()?)?;
+                Some(Arc::clone(&task.name))
+            };
+            let text = self
+                .states_of(&children, name)
+                .and_then(|text| self.text(&text));
+            let task = usize::try_from(index).ok().and_then(|n| tasks.get_mut(n));
+            let waiting_for = task.and_then(|task| task.waiting_for.as_mut());
+            match (text, waiting_for) {
+                (Ok(text), Some(waiting_for)) => waiting_for.detail = Some(text),
+                (Err(fault @ Fault::Limit(_)), _) => {
+                    return self.decoder.problem(format_args!("gather: {fault}"));
+                }
+                (Ok(_) | Err(_), _) => {}
+            }
+        }
+    }
+
+    /// The members of a list or a set, where they are not too many.
+    pub(super) fn items_of(&mut self, children: Addr) -> Result<Option<Items>, Fault> {
         let decoder = self.decoder;
         let kind = decoder.type_of(children)?;
         let is_list = kind.is_list();
@@ -388,7 +422,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         };
         let read = self.known.children.saturating_add(count);
         if count > MAX_CHILDREN || read > MAX_ALL_CHILDREN {
-            return Ok(Some(format!("{count} children")));
+            return Ok(Some(Items::Counted(count)));
         }
         self.known.children = read;
         let items = if is_list {
@@ -402,9 +436,26 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         } else {
             decoder.first_set_items(children, count, MAX_SCANNED)?.0
         };
+        Ok(Some(Items::Listed(items)))
+    }
+
+    /// How many of these are pending, and the names of the first few; `known` names tasks that are.
+    fn states_of(
+        &mut self,
+        children: &[Addr],
+        known: impl Fn(Addr) -> Option<Arc<str>>,
+    ) -> Result<String, Fault> {
+        let count = children.len();
         let mut pending = 0_usize;
         let mut names = String::new();
-        for child in items {
+        for child in children.iter().copied() {
+            if let Some(name) = known(child) {
+                pending = pending.saturating_add(1);
+                if pending <= NAMED {
+                    add_name(&mut names, &name);
+                }
+                continue;
+            }
             let future = self.future(child)?;
             if future.as_ref().is_some_and(|child| child.is_done) {
                 continue;
@@ -421,11 +472,18 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         if pending > NAMED && !names.is_empty() {
             text.push_str(", …");
         }
-        Ok(Some(text))
+        Ok(text)
     }
 }
 
 /// Names behind a number: `: one, two`.
+/// The members of a collection that a task waits for.
+pub(super) enum Items {
+    Listed(Vec<Addr>),
+    /// Too many to look at.
+    Counted(usize),
+}
+
 fn add_name(names: &mut String, name: &str) {
     names.push_str(if names.is_empty() { ": " } else { ", " });
     names.push_str(&text::clip(name, NAME_BYTES));
