@@ -19,6 +19,8 @@ const MAX_TYPE_NAME: usize = 512;
 const MAX_DIGITS: usize = 477;
 /// Classes between one and asyncio's.
 const MAX_BASES: usize = 64;
+/// The bit of `tp_flags` of types that are made at run time, as classes are: `Py_TPFLAGS_HEAPTYPE`.
+const HEAP_TYPE: u64 = 1 << 9;
 /// The largest set table looked at, in entries.
 const MAX_SET_TABLE: u64 = 1 << 24;
 
@@ -181,11 +183,17 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         let name = self.c_string(name, MAX_TYPE_NAME)?;
         // It is remembered: objects may have as many types as there are objects.
         self.take_result(size_of::<Type>().saturating_add(name.len()))?;
+        let flags = self.u64(self.member(at, F::type_object_tp_flags))?;
         let found = Rc::new(Type {
-            awaitable: Awaitable::of(&name),
+            // A class of the target's own may have any name; the interpreter's are not made at run time.
+            awaitable: if flags & HEAP_TYPE == 0 {
+                Awaitable::of(&name)
+            } else {
+                Awaitable::Other
+            },
             short: name.rsplit('.').next().unwrap_or(&name).into(),
             name,
-            flags: self.u64(self.member(at, F::type_object_tp_flags))?,
+            flags,
             address: at,
             full_name: OnceCell::new(),
             lineage: OnceCell::new(),
