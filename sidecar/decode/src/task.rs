@@ -533,7 +533,8 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
         } else if decoder.type_of(name)?.is_int() {
             self.name.push_str(&decoder.int(name)?);
         } else {
-            return Ok(decoder.string(name)?.into());
+            let max = decoder.limits.name_bytes;
+            return Ok(decoder.string_up_to(name, max)?.into());
         }
         decoder.take_text(self.name.len())?;
         Ok(self.name.as_str().into())

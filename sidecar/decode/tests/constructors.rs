@@ -28,10 +28,10 @@ fn shows_the_frames_of_the_program_alone(image: &[u8]) {
 
 #[test]
 fn a_specialized_constructor_of_3_14() {
-    shows_the_frames_of_the_program_alone(include_bytes!("images/constructors-3.14.img"));
+    shows_the_frames_of_the_program_alone(include_bytes!("images/3.14/constructors.img"));
 }
 
 #[test]
 fn a_specialized_constructor_of_3_15() {
-    shows_the_frames_of_the_program_alone(include_bytes!("images/constructors-3.15.img"));
+    shows_the_frames_of_the_program_alone(include_bytes!("images/3.15/constructors.img"));
 }

@@ -219,7 +219,7 @@ fn each_layout_is_found_without_its_file() {
 
 #[test]
 fn the_figures_of_a_build_with_a_gil_are_those_of_a_recorded_one() {
-    let image = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/images/tasks.img");
+    let image = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/images/3.14/tasks.img");
     let image = Image::from_bytes(&std::fs::read(image).unwrap()).unwrap();
     let runtime = Runtime::locate(&image, &image.mappings, &image).unwrap();
     let [layout, ..] = Layout::ALL;

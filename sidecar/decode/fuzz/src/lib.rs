@@ -1,6 +1,6 @@
 //! What the fuzz targets have in common. What holds for every decode is stated once, beside the property tests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use sidewinder_decode::{Image, Runtime};
@@ -22,8 +22,15 @@ pub struct Target {
 /// Every recorded target, in the order of their names.
 pub static TARGETS: LazyLock<Vec<Target>> = LazyLock::new(|| {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/images");
-    let files = std::fs::read_dir(folder).unwrap();
-    let mut files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    let paths = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    // One folder for each version.
+    let mut files: Vec<PathBuf> = paths(&folder)
+        .iter()
+        .flat_map(|version| paths(version))
+        .collect();
     files.retain(|file| file.extension().is_some_and(|e| e == "img"));
     files.sort();
     let targets: Vec<Target> = files

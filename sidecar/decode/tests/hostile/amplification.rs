@@ -280,7 +280,7 @@ impl Memory for Folded<'_> {
 /// A file mapped a great many times, each time with a table that says it is Python.
 #[test]
 fn a_thousand_pythons() {
-    let image = crate::image("ended");
+    let image = crate::image("3.14/ended");
     let runtime = crate::located(&image);
     let mut mappings = image.mappings.clone();
     let python: Vec<_> = image

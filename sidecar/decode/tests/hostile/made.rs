@@ -73,7 +73,7 @@ impl Memory for Made {
 impl Made {
     /// With one interpreter that has no threads.
     pub fn new() -> Self {
-        let mut image = crate::image("tasks");
+        let mut image = crate::image("3.14/tasks");
         let runtime = Runtime::locate(&image, &image.mappings, &image).unwrap();
         let asyncio = asyncio_table(&image);
         let mut words = [0; 13 * 8];

@@ -27,17 +27,22 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use sidewinder_decode::{Image, Limits, Runtime};
 
-/// Recorded targets of every kind.
-const IMAGES: [&str; 9] = [
+/// Recorded targets of every kind, of either version.
+const IMAGES: [&str; 14] = [
+    "3.14/contended",
+    "3.14/ended",
     "3.14/python_tasks",
+    "3.14/subinterpreters",
+    "3.14/tasks",
+    "3.14/threads",
     "3.14/waits",
+    "3.15/contended",
+    "3.15/ended",
     "3.15/python_tasks",
+    "3.15/subinterpreters",
+    "3.15/tasks",
+    "3.15/threads",
     "3.15/waits",
-    "contended",
-    "ended",
-    "subinterpreters",
-    "tasks",
-    "threads",
 ];
 
 fn path(name: &str) -> PathBuf {

@@ -30,8 +30,8 @@ fn extremes(size: u64) -> [u64; 9] {
 fn every_slot_of_the_tables_may_hold_anything() {
     // The longest table of any version has 111 words.
     for (name, table, words) in [
-        ("ended", None, 111_u64),
-        ("tasks", Some(asyncio_table(&image("tasks"))), 13),
+        ("3.15/ended", None, 111_u64),
+        ("3.14/tasks", Some(asyncio_table(&image("3.14/tasks"))), 13),
     ] {
         let image = image(name);
         let at = table.unwrap_or_else(|| located(&image).address().0);
@@ -49,10 +49,10 @@ fn every_slot_of_the_tables_may_hold_anything() {
 #[test]
 fn every_pointer_may_lead_anywhere() {
     for (name, cases_here) in [
-        ("ended", 500),
-        ("subinterpreters", 200),
-        ("tasks", 600),
-        ("threads", 150),
+        ("3.15/ended", 500),
+        ("3.14/subinterpreters", 200),
+        ("3.15/tasks", 600),
+        ("3.14/threads", 150),
     ] {
         let image = image(name);
         let runtime = located(&image);
@@ -108,7 +108,7 @@ proptest! {
     /// `/proc/PID/maps` is the target's to choose.
     #[test]
     fn mappings_may_be_any(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u64>(), any::<u64>(), any::<u64>(), 0..8_u8), 1..20)) {
-        let mut image = image("ended");
+        let mut image = image("3.14/ended");
         for (at, start, end, offset, what) in changes {
             let mapping = &mut image.mappings[at.index(usize::MAX) % 8];
             if what & 1 != 0 {

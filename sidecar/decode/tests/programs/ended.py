@@ -3,10 +3,13 @@
 import os
 import threading
 
-
-def waits():
-    print("ready", flush=True)
-    os.read(0, 1)
+import truth
 
 
-threading.Thread(target=waits, name="keeps it alive").start()
+def waits(main):
+    while not truth.stands_at(main.ident, "_shutdown", "_thread_shutdown()"):
+        os.sched_yield()
+    truth.stand_still()
+
+
+threading.Thread(target=waits, args=(threading.main_thread(),), name="keeps it alive").start()

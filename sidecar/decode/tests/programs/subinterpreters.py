@@ -1,11 +1,13 @@
 """Two interpreters beside the main one: one that runs tasks of its own, and an idle one."""
 
 import concurrent.interpreters
-import sys
 import threading
+
+import truth
 
 CODE = """
 import asyncio
+import os
 
 async def sub_leaf(future):
     await future
@@ -15,8 +17,7 @@ async def sub_main():
     future = loop.create_future()
     tasks = [asyncio.create_task(sub_leaf(future), name=f"sub-{n}") for n in range(3)]
     await asyncio.sleep(0)
-    print("ready", flush=True)
-    await asyncio.gather(*tasks)
+    print("ready", flush=True), os.read(os.pipe()[0], 1)
 
 asyncio.run(sub_main())
 """
@@ -28,4 +29,4 @@ def inside(interpreter):
 
 interpreter, idle = concurrent.interpreters.create(), concurrent.interpreters.create()
 threading.Thread(target=inside, args=(interpreter,), name="inside", daemon=True).start()
-sys.stdin.readline()
+truth.park()

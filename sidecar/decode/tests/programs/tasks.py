@@ -1,10 +1,11 @@
-"""asyncio in two threads, and what can be awaited in it; says on stdout what it knows of itself."""
+"""asyncio in two threads, and what can be awaited in it."""
 
 import asyncio
-import json
-import sys
+import os
 import threading
 import types
+
+import truth
 
 
 async def leaf(future):
@@ -69,33 +70,8 @@ async def other_loop(ready):
     await asyncio.gather(*tasks)
 
 
-def known():
-    """What the interpreter itself says of every task of this loop."""
-    tasks = {}
-    for task in asyncio.all_tasks():
-        stack = []
-        if task is not asyncio.current_task():
-            # asyncio.capture_call_graph() recurses without end where tasks wait for each other in a circle.
-            awaited = task.get_coro()
-            while awaited is not None:
-                code = getattr(awaited, "cr_code", None) or getattr(awaited, "gi_code", None)
-                code = code or getattr(awaited, "ag_code", None)
-                frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-                if code is None:
-                    break
-                stack.append([code.co_qualname, frame.f_lineno if frame else None])
-                awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
-        tasks[f"{id(task):#x}"] = {
-            "name": task.get_name(),
-            "stack": stack,
-            "awaitedBy": sorted(f"{id(waiter):#x}" for waiter in task._asyncio_awaited_by or ()),
-        }
-    return tasks
-
-
 def lowest():
-    print(json.dumps({"tasks": known(), "loop": f"{id(asyncio.get_running_loop()):#x}"}), flush=True)
-    sys.stdin.readline()
+    truth.stand_still()
 
 
 async def busy():
@@ -137,4 +113,8 @@ threading.Thread(
     target=lambda: asyncio.run(other_loop(ready)), name="a thread with a long name", daemon=True
 ).start()
 ready.wait()
+(loop,) = (loop for loop in truth.loops() if loop.is_running())
+while not truth.waits(loop):
+    # The other loop has something left to do.
+    os.sched_yield()
 asyncio.run(main())

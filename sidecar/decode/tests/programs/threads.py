@@ -1,23 +1,9 @@
-"""Threads in all that a thread can be in, with every kind of local variable; says on stdout what it knows of itself."""
+"""Threads in all that a thread can be in, with every kind of local variable."""
 
-import json
-import sys
+import os
 import threading
 
-import concurrent.interpreters
-
-
-def frames():
-    """Every thread's stack, innermost last, as the interpreter sees it."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    stacks = {}
-    for ident, frame in sys._current_frames().items():
-        stack = []
-        while frame is not None:
-            stack.append([frame.f_code.co_qualname, frame.f_code.co_filename, frame.f_lineno])
-            frame = frame.f_back
-        stacks[f"{ident:#x}"] = {"name": names.get(ident), "stack": stack[::-1]}
-    return stacks
+import truth
 
 
 def in_lock(lock):
@@ -76,22 +62,14 @@ def with_locals(event, *args, keyword=1.5, **kwargs):
     unbound = 1
 
 
-def ready(*conditions):
-    """Waits until every thread has come to where it blocks: its innermost frame is in a wait or at the lock."""
-    while not all(condition() for condition in conditions):
-        pass
-
-
-def innermost(thread):
-    frame = sys._current_frames().get(thread.ident)
-    return frame.f_code.co_name if frame else None
+def blocked(thread):
+    """Whether it has come to where it blocks: at the lock, or in the last line of a wait."""
+    at_lock = truth.stands_at(thread.ident, "in_lock", "with lock:")
+    return at_lock or truth.stands_at(thread.ident, "Condition.wait", "waiter.acquire()")
 
 
 def wait_in_callback():
-    frames_then = frames()
-    print(json.dumps({"threads": frames_then}), flush=True)
-    sys.stdin.readline()
-    return frames_then
+    truth.stand_still()
 
 
 event, lock = threading.Event(), threading.Lock()
@@ -107,14 +85,7 @@ threads = [
 for thread in threads:
     thread.daemon = True
     thread.start()
-ready(*(lambda t=t: innermost(t) in ("wait", "in_lock") for t in threads))
-
-interpreter = concurrent.interpreters.create()
-idle = concurrent.interpreters.create()
-sub = threading.Thread(
-    target=interpreter.exec, args=("import sys\ndef below():\n  sys.stdout.flush()\n  r()\nimport os\nr = lambda: os.read(0, 1)\nimport threading\nbelow()",), daemon=True, name="in a subinterpreter"
-)
-if len(sys.argv) > 1:
-    sub.start()
+while not all(blocked(thread) for thread in threads):
+    os.sched_yield()
 for answer in map(lambda _: wait_in_callback(), [1]):
     module_level = answer
