@@ -84,7 +84,9 @@ fn cargo(arguments: &[impl AsRef<OsStr>]) -> Command {
 
 /// Live Python processes on this machine.
 fn live() -> Result<()> {
-    python::root("3.14")?;
+    for version in ["3.14", "3.15"] {
+        python::root(version)?;
+    }
     command::visible(
         &mut cargo(&[
             "test",

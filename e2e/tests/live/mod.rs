@@ -53,6 +53,11 @@ pub(crate) fn root_of(python: Python) -> &'static Path {
     ROOTS[python as usize].get_or_init(|| sidewinder_e2e::python::root(python.version()).unwrap())
 }
 
+/// The programs that say what they know of themselves, which the decoder's recorded images come from as well.
+pub(crate) fn programs() -> PathBuf {
+    sidewinder_e2e::checkout().join("sidecar/decode/tests/programs")
+}
+
 /// The sidecar's binary, built from what is checked out.
 pub(crate) fn sidecar() -> &'static Path {
     static SIDECAR: OnceLock<PathBuf> = OnceLock::new();
@@ -90,6 +95,8 @@ pub(crate) struct Start<'a> {
     pub(crate) overlay: bool,
     /// Whether it is alone in a PID namespace of its own.
     pub(crate) pid_namespace: bool,
+    /// A folder that is mounted on `/mnt` in its root.
+    pub(crate) mnt: Option<PathBuf>,
 }
 
 /// A Python process that runs until it is dropped.
@@ -115,6 +122,25 @@ impl Target {
     pub(crate) fn start(program: &str) -> Self {
         Start {
             program,
+            ..Start::default()
+        }
+        .start()
+    }
+
+    /// Starts one of the [`programs`], by its name without `.py`.
+    pub(crate) fn of_program(name: &str, version: &str) -> Self {
+        Start {
+            python: Python::of(version),
+            command: &[
+                &format!("/usr/bin/python{version}"),
+                "-u",
+                // Nothing is written to the checkout.
+                "-B",
+                &format!("/mnt/{name}.py"),
+            ],
+            env: &[("PYTHONPATH", sidewinder_e2e::python::PACKAGES)],
+            proc: true,
+            mnt: Some(programs()),
             ..Start::default()
         }
         .start()
@@ -236,6 +262,9 @@ impl Start<'_> {
         if self.proc {
             shell.push_str("mount -t proc proc \"$root/proc\" && ");
         }
+        if self.mnt.is_some() {
+            shell.push_str("mount --bind \"$MNT\" \"$root/mnt\" && ");
+        }
         shell.push_str("exec chroot ");
         if let Some((uid, gid, group)) = self.user {
             let user = format!("--userspec={uid}:{gid} --groups={group} ");
@@ -258,6 +287,7 @@ impl Start<'_> {
             .args(["sh", "-c", &shell, "sh"])
             .arg(root_of(self.python))
             .args(executed)
+            .envs(self.mnt.iter().map(|folder| ("MNT", folder)))
             .envs(self.env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
