@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use sidewinder_decode::memory::PageCache;
 use sidewinder_decode::remote_exec;
 use sidewinder_decode::runtime::{GilState, Runtime};
+use sidewinder_decode::still::Still;
 use sidewinder_decode::{Addr, Memory, OsThread, ReadError, ReadRange};
 use sidewinder_linux::priority::Urgent;
 use sidewinder_linux::stop::{StopError, StopGuard, stop};
@@ -72,9 +73,6 @@ pub enum CaptureError {
     #[error(transparent)]
     Process(#[from] sidewinder_linux::Error),
 }
-
-/// The memory of a target that stands still, each page read once.
-pub type Still<'a> = PageCache<InTime<'a>>;
 
 /// A target's memory until a moment: a walk through hostile memory ends by counts, which may still be long.
 #[derive(Debug)]
@@ -213,7 +211,7 @@ pub fn capture<T>(
     let mut reader = Reader {
         process,
         runtime,
-        memory: PageCache::new(memory, cache_bytes),
+        memory: Still::new(&memory, cache_bytes),
         planned: None,
         paused: Duration::ZERO,
         stops: 0,

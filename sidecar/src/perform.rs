@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use sidewinder_decode::ReadError;
 use sidewinder_decode::runtime::Runtime;
+use sidewinder_decode::still;
 use sidewinder_diagnose::escape::{clip, line};
 use sidewinder_diagnose::{summary, text};
 use sidewinder_linux::stop::StopError;
@@ -306,8 +307,8 @@ fn read_stacks(
         runtime,
         deadline,
         limits.cache_bytes,
-        |still, threads| {
-            let stacks = sidewinder_decode::stacks(still, runtime, threads, locals, &limits);
+        |memory, threads| {
+            let stacks = still::stacks(memory, runtime, threads, locals, &limits);
             let arguments: HashMap<u64, [u64; 6]> = threads
                 .iter()
                 .filter_map(|thread| Some((thread.tid, thread.arguments?)))
@@ -354,7 +355,7 @@ fn tasks(process: &Process, runtime: &Runtime, bounds: &Bounds) -> TargetOutcome
         runtime,
         deadline,
         limits.cache_bytes,
-        |still, threads| sidewinder_decode::tasks(still, runtime, threads, &limits),
+        |memory, threads| still::tasks(memory, runtime, threads, &limits),
     );
     let captured = match captured {
         Ok(captured) => captured,

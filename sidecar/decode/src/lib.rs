@@ -32,6 +32,7 @@ mod python_task;
 pub mod remote_exec;
 pub mod runtime;
 mod search;
+pub mod still;
 mod task;
 mod text;
 mod thread;
