@@ -24,6 +24,8 @@ const MAX_GROUPS: usize = 1000;
 const MAX_TASK: usize = 512;
 /// What a task takes beyond its own structure, in bytes: its name, its place in the index and in the graph.
 const TASK_OVERHEAD: usize = 96;
+/// Tasks there is room for from the first on.
+const FIRST_TASKS: usize = 1024;
 /// Stands in the index for an address in a list that holds no task.
 const NOT_A_TASK: u32 = u32::MAX;
 
@@ -261,6 +263,10 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
     pub(crate) fn add(&mut self, address: Addr, task: Task) {
         let index = u32::try_from(self.tasks.len()).unwrap_or(NOT_A_TASK);
         self.by_address.insert(address, index);
+        if self.tasks.is_empty() {
+            // So large that the allocator maps it, and grows it later without a copy.
+            self.tasks.reserve(FIRST_TASKS);
+        }
         self.tasks.push(task);
     }
 
