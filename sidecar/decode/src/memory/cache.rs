@@ -42,6 +42,8 @@ struct Held {
     slot: u32,
     /// The pages that could be read, one bit for each.
     pages: u8,
+    /// The pages that were asked for: they are the plan.
+    asked: u8,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,7 @@ const NOTHING: (u64, Held) = (
     Held {
         slot: NONE,
         pages: 0,
+        asked: 0,
     },
 );
 
@@ -260,29 +263,37 @@ impl<M: Memory> PageCache<M> {
             .segments
             .iter_mut()
             .flat_map(|segment| segment.chunks_exact_mut(BLOCK));
-        let mut ranges: Vec<ReadRange<'_>> = state
-            .slots
-            .iter()
-            .zip(chunks)
-            .map(|(block, buf)| ReadRange {
-                at: Addr(*block),
-                buf,
-                filled: false,
-            })
-            .collect();
+        let mut ranges = Vec::with_capacity(state.slots.len());
+        let mut runs = Vec::with_capacity(state.slots.len());
+        for ((slot, block), bytes) in (0_u32..).zip(&state.slots).zip(chunks) {
+            let asked = state.blocks.get(block).map_or(0, |held| held.asked);
+            let held = Held {
+                slot,
+                pages: 0,
+                asked,
+            };
+            state.blocks.insert(*block, held);
+            for (run, at, buf) in runs_of(asked, Addr(*block), bytes) {
+                runs.push((*block, run));
+                ranges.push(ReadRange {
+                    at,
+                    buf,
+                    filled: false,
+                });
+            }
+        }
         self.inner.read_ranges(&mut ranges);
         state.recent = [NOTHING; RECENT];
-        for (slot, range) in ranges.iter_mut().enumerate() {
-            let pages = if range.filled {
-                WHOLE
+        for ((block, run), range) in runs.into_iter().zip(&mut ranges) {
+            let read = if range.filled {
+                run
             } else {
-                read_pages(&self.inner, range.at, range.buf)
+                // One bit for each page of the run, which begins with its first.
+                read_pages(&self.inner, range.at, range.buf) << run.trailing_zeros()
             };
-            let held = Held {
-                slot: u32::try_from(slot).unwrap_or(NONE),
-                pages,
-            };
-            state.blocks.insert(range.at.0, held);
+            if let Some(held) = state.blocks.get_mut(&block) {
+                held.pages |= read;
+            }
         }
         state.frozen = true;
         state.missed = 0;
@@ -314,14 +325,13 @@ impl<M: Memory> PageCache<M> {
         let nothing = Held {
             slot: NONE,
             pages: 0,
+            asked: 0,
         };
         if state.frozen {
-            // A block that was planned and is not mapped is no miss, and asking again for one that was missed neither.
             if known.is_none() {
-                state.missed = state.missed.saturating_add(1);
                 state.know(block, nothing);
             }
-            return nothing;
+            return known.unwrap_or(nothing);
         }
         if known.is_some() {
             state.refaults = state.refaults.saturating_add(1);
@@ -349,7 +359,37 @@ impl<M: Memory> PageCache<M> {
                 Err(ReadError::Gone | ReadError::Denied) => 0,
             },
         };
-        let held = Held { slot, pages };
+        let held = Held {
+            slot,
+            pages,
+            asked: known.map_or(0, |held| held.asked),
+        };
+        state.remember(block, held);
+        held
+    }
+
+    /// Pages that were not asked for before. Of a copy they are missing; where they are not in a block that was planned
+    /// without them, they are read.
+    fn ask(&self, block: u64, wanted: u8, held: Held) -> Held {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let mut held = held;
+        let new = wanted & !held.asked;
+        held.asked |= new;
+        if state.frozen {
+            state.missed = state.missed.saturating_add(1);
+        } else if let Some((segment, start)) = place(held.slot)
+            && new & !held.pages != 0
+        {
+            let bytes = state
+                .segments
+                .get_mut(segment)
+                .and_then(|segment| segment.get_mut(start..start.checked_add(BLOCK)?));
+            let missing = new & !held.pages;
+            for (run, at, buf) in runs_of(missing, Addr(block), bytes.unwrap_or_default()) {
+                held.pages |= read_pages(&self.inner, at, buf) << run.trailing_zeros();
+            }
+        }
         state.remember(block, held);
         held
     }
@@ -361,11 +401,14 @@ impl<M: Memory> PageCache<M> {
             let recent = state.recent.get(recent_index(block)).copied();
             recent.filter(|(at, _)| *at == block)
         };
-        let held = match recent {
+        let mut held = match recent {
             Some((_, held)) => held,
             None => self.find(block),
         };
         let wanted = pages(skip, buf.len());
+        if wanted & !held.asked != 0 {
+            held = self.ask(block, wanted, held);
+        }
         if held.pages & wanted != wanted {
             return None;
         }
@@ -380,6 +423,33 @@ impl<M: Memory> PageCache<M> {
         buf.copy_from_slice(bytes.get(skip..skip.checked_add(buf.len())?)?);
         Some(())
     }
+}
+
+/// The pages of a block among these, neighbours together: their bits, where they begin, and their bytes.
+fn runs_of(pages: u8, block: Addr, bytes: &mut [u8]) -> Vec<(u8, Addr, &mut [u8])> {
+    let mut runs: Vec<(u8, Addr, &mut [u8])> = Vec::with_capacity(2);
+    let mut rest = bytes;
+    let mut page = 0_u32;
+    while let Some(bit) = 1_u8.checked_shl(page).filter(|bit| *bit <= WHOLE) {
+        let mut run = 0_u8;
+        let mut len = 0_u32;
+        while let Some(next) = bit.checked_shl(len).filter(|next| pages & *next != 0) {
+            run |= next;
+            len = len.saturating_add(1);
+        }
+        let taken = len.max(1);
+        let count = usize::try_from(taken).unwrap_or(PAGES).saturating_mul(PAGE);
+        let Some((piece, after)) = std::mem::take(&mut rest).split_at_mut_checked(count) else {
+            break;
+        };
+        if run != 0 {
+            let at = u64::from(page).saturating_mul(PAGE as u64);
+            runs.push((run, block.plus(at), piece));
+        }
+        rest = after;
+        page = page.saturating_add(taken);
+    }
+    runs
 }
 
 /// Reads a block page by page; one bit for each that could be read.

@@ -121,3 +121,45 @@ fn more_memory_than_there_is_room_for_is_read_again_and_is_no_plan() {
     cache.clear();
     assert_eq!(word(&cache, 0x20_0000), Some(0x20_0000));
 }
+
+#[test]
+fn a_plan_holds_the_pages_that_were_asked_for_and_no_others() {
+    let (cache, added, _) = cache(1 << 20);
+    let page = |n: u64| 0x20_0000 + n * PAGE as u64;
+    for n in [0, 2, 3] {
+        word(&cache, page(n) + 8);
+    }
+    assert!(cache.make_room());
+    cache.refill();
+    for n in [0, 2, 3] {
+        assert_eq!(word(&cache, page(n)), Some(page(n)));
+    }
+    assert_eq!(cache.missed(), 0);
+    assert_eq!(word(&cache, page(1)), None);
+    assert_eq!(word(&cache, page(1) + 8), None);
+    assert_eq!(cache.missed(), 1);
+    // A read across two pages needs both.
+    assert_eq!(word(&cache, page(1) - 4), None);
+    cache.thaw();
+    assert_eq!(word(&cache, page(5)), Some(page(5)));
+    assert!(cache.make_room());
+    added.set(1 << 40);
+    cache.refill();
+    assert_eq!(word(&cache, page(1)), Some(page(1) + (1 << 40)));
+    assert_eq!(word(&cache, page(5)), Some(page(5) + (1 << 40)));
+    cache.thaw();
+    assert_eq!(word(&cache, page(6)), Some(page(6) + (1 << 40)));
+    assert_eq!(cache.missed(), 0);
+}
+
+#[test]
+fn pages_that_are_not_mapped_are_planned_once() {
+    let (cache, _, _) = cache(1 << 20);
+    word(&cache, START);
+    word(&cache, START - 8);
+    assert!(cache.make_room());
+    cache.refill();
+    assert_eq!(word(&cache, START), Some(START));
+    assert_eq!(word(&cache, START - 8), None);
+    assert_eq!(cache.missed(), 0);
+}
