@@ -11,10 +11,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use sidewinder_decode::memory::PageCache;
 use sidewinder_decode::remote_exec;
 use sidewinder_decode::runtime::{GilState, Runtime};
-use sidewinder_decode::still::Still;
+use sidewinder_decode::still::{Any, Still};
 use sidewinder_decode::{Addr, Memory, OsThread, ReadError, ReadRange};
 use sidewinder_linux::priority::Urgent;
 use sidewinder_linux::stop::{StopError, StopGuard, stop};
@@ -134,14 +133,14 @@ enum Attempt<T> {
 
 impl Reader<'_> {
     fn gils(&self) -> Result<Vec<GilState>, ReadError> {
-        self.runtime.gil(self.process)
+        self.runtime.gil::<Any>(self.process)
     }
 
     /// The threads among these that have a Python thread state.
     fn python_threads(&self, threads: &[OsThread]) -> Vec<u64> {
         // The target may run: what is listed wrongly shows as activity, or as a thread that has ended.
-        let memory = PageCache::new(self.process, 0);
-        let support = remote_exec::support(&memory, self.runtime, threads);
+        let memory = Still::new(self.process, 0);
+        let support = remote_exec::support::<Any>(&memory, self.runtime, threads);
         let mut tids: Vec<u64> = support
             .interpreters
             .iter()

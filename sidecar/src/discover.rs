@@ -1,6 +1,7 @@
 //! Which Python processes there are.
 
 use sidewinder_decode::runtime::{LocateError, Runtime};
+use sidewinder_decode::still::Any;
 use sidewinder_decode::{ReadError, remote_exec};
 use sidewinder_diagnose::escape::{clip, line};
 use sidewinder_linux::{Error, Process, process};
@@ -112,7 +113,7 @@ fn look(process: Process) -> Kind {
         }
         Err(_) => return Kind::Gone,
     };
-    match Runtime::locate(&process, &mappings, &process) {
+    match Runtime::locate::<Any>(&process, &mappings, &process) {
         Ok(runtime) => Kind::Python(Box::new(Found {
             process,
             command,
@@ -290,7 +291,7 @@ fn belongs_elsewhere(cgroup: &str, container_id: &str, own: &str) -> bool {
 }
 
 fn describe(found: &Found, runtime: &Runtime) -> ProcessInfo {
-    let support = remote_exec::support(&found.process, runtime, &[]);
+    let support = remote_exec::support::<Any>(&found.process, runtime, &[]);
     let refusal = if support.finalizing {
         Some("the interpreter is shutting down")
     } else if support

@@ -13,6 +13,7 @@ use serde::Serialize;
 use sidewinder_decode::Limits;
 use sidewinder_decode::memory::{Image, Recorder};
 use sidewinder_decode::runtime::Runtime;
+use sidewinder_decode::still::Any;
 use sidewinder_diagnose::text;
 use sidewinder_linux::signals;
 use sidewinder_model::{
@@ -267,14 +268,14 @@ fn from_image(file: &Path, action: &Action) -> anyhow::Result<TargetOutcome> {
         .read_to_end(&mut bytes)
         .with_context(name)?;
     let image = Image::from_bytes(&bytes).with_context(name)?;
-    let runtime = Runtime::locate(&image, &image.mappings, &image).with_context(name)?;
+    let runtime = Runtime::locate::<Any>(&image, &image.mappings, &image).with_context(name)?;
     let limits = Limits::default();
     let threads = &image.threads;
     let data = match action {
-        Action::Tasks { .. } => {
-            Data::Tasks(sidewinder_decode::tasks(&image, &runtime, threads, &limits))
-        }
-        Action::Stacks { locals } => Data::Stacks(sidewinder_decode::stacks(
+        Action::Tasks { .. } => Data::Tasks(sidewinder_decode::tasks::<Any>(
+            &image, &runtime, threads, &limits,
+        )),
+        Action::Stacks { locals } => Data::Stacks(sidewinder_decode::stacks::<Any>(
             &image, &runtime, threads, *locals, &limits,
         )),
         Action::Processes | Action::Exec(_) => bail!("an image holds stacks and tasks only"),
@@ -382,9 +383,9 @@ fn record(pid: i32, out: &Path, locals: Locals) -> anyhow::Result<ExitCode> {
             let recorder = Recorder::new(still, IMAGE_PAGES);
             // What a reader of the image will ask for: the search, then both snapshots. Values of locals are left out
             // unless they are asked for: a recording travels in bug reports.
-            let _ = Runtime::locate(&recorder, &mappings, &found.process);
-            let _ = sidewinder_decode::stacks(&recorder, runtime, threads, locals, &limits);
-            let _ = sidewinder_decode::tasks(&recorder, runtime, threads, &limits);
+            let _ = Runtime::locate::<Any>(&recorder, &mappings, &found.process);
+            let _ = sidewinder_decode::stacks::<Any>(&recorder, runtime, threads, locals, &limits);
+            let _ = sidewinder_decode::tasks::<Any>(&recorder, runtime, threads, &limits);
             Image::new(
                 mappings.clone(),
                 threads.to_vec(),

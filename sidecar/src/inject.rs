@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use sidewinder_decode::Runtime;
 use sidewinder_decode::remote_exec::{self, ThreadSupport};
+use sidewinder_decode::still::Any;
 use sidewinder_linux::Process;
 use sidewinder_linux::carrier::{self, Carrier, CarrierError};
 use sidewinder_linux::stop::StopError;
@@ -134,7 +135,7 @@ fn sweep_requests(process: &Process, runtime: &Runtime) {
     let Ok(threads) = process.threads() else {
         return;
     };
-    let support = remote_exec::support(process, runtime, &threads);
+    let support = remote_exec::support::<Any>(process, runtime, &threads);
     for thread in support
         .interpreters
         .iter()

@@ -13,6 +13,9 @@ use crate::runtime::Runtime;
 /// The memory of a live target, each block read once.
 pub type Still<'a> = PageCache<&'a dyn Memory>;
 
+/// Any other memory, for which one copy of the decoders in the sidecar is enough.
+pub type Any<'a> = dyn Memory + 'a;
+
 /// [`crate::stacks`] of a live target.
 pub fn stacks(
     memory: &Still<'_>,

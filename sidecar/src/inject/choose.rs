@@ -1,6 +1,7 @@
 //! Which thread is asked to run a script, and whether the interpreter takes scripts at all.
 
 use sidewinder_decode::remote_exec::{self, InterpreterSupport, ThreadSupport};
+use sidewinder_decode::still::Any;
 use sidewinder_decode::{Limits, OsThread, Runtime};
 use sidewinder_linux::Process;
 use sidewinder_model::{ExecRequest, Locals, Reason, ThreadChoice, ThreadState};
@@ -34,7 +35,7 @@ pub(super) fn candidates(
         sidewinder_linux::Error::Gone { .. } => ended(),
         error => refuse(discover::reason(&error), discover::sentence(&error)),
     })?;
-    let support = remote_exec::support(process, runtime, &threads);
+    let support = remote_exec::support::<Any>(process, runtime, &threads);
     if support.interpreters.is_empty() {
         if !process.alive() {
             return Err(ended());
