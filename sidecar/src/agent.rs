@@ -39,6 +39,9 @@ const PEER_LIMIT: Duration = Duration::from_mins(1);
 /// How many connections are served side by side.
 const MAX_CONNECTIONS: usize = 32;
 
+/// Answers from which on unused memory is given back, in bytes as encoded: it takes a millisecond.
+const LARGE_ANSWER: usize = 1 << 20;
+
 /// How long running requests have to undo what they did when the agent is told to leave.
 const FAREWELL: Duration = Duration::from_secs(8);
 
@@ -262,8 +265,9 @@ fn serve(agent: &Arc<Agent>, stream: &UnixStream) -> anyhow::Result<()> {
             ToAgent::Run { request } => start(agent, protocol, request, &answers)?,
             ToAgent::Cancel { id } => agent.requests().cancel(&id),
             ToAgent::Acknowledge { id } => {
-                agent.requests().acknowledge(&id, Instant::now());
+                let freed = agent.requests().acknowledge(&id, Instant::now());
                 agent.changed.notify_all();
+                give_back(freed);
             }
             ToAgent::Ping => answers.send(ToOperator::Pong)?,
             ToAgent::Hello { .. } | ToAgent::Unknown => {}
@@ -354,6 +358,14 @@ fn finish(agent: &Agent, outcome: Outcome) {
     let (outcome, bytes) = fit(outcome, requests::KEEP_BYTES);
     agent.requests().finish(outcome, bytes, Instant::now());
     agent.changed.notify_all();
+    give_back(bytes);
+}
+
+/// After an answer of so many bytes was made or let go.
+fn give_back(bytes: usize) {
+    if bytes >= LARGE_ANSWER {
+        hardening::give_back_memory();
+    }
 }
 
 fn failed(instance: &str, id: String, message: String) -> Outcome {

@@ -12,7 +12,7 @@ use sidewinder_decode::still;
 use sidewinder_diagnose::escape::{clip, line};
 use sidewinder_diagnose::{summary, text};
 use sidewinder_linux::stop::StopError;
-use sidewinder_linux::{Error, Process, headroom};
+use sidewinder_linux::{Error, Process, hardening, headroom};
 use sidewinder_model::{
     Action, Data, ExecRequest, Locals, Outcome, Reason, Request, Stacks, TargetOutcome, TaskFormat,
 };
@@ -21,6 +21,9 @@ use crate::capture::{Capture, CaptureError, Torn, capture};
 use crate::discover::{Discovery, Found};
 use crate::select::select;
 use crate::{discover, inject};
+
+/// Tasks from which on the memory of the decode is given back before that of the text is taken.
+const MANY_TASKS: usize = 50_000;
 
 /// The longest command line in an outcome, in characters.
 const COMMAND_CHARS: usize = 256;
@@ -364,6 +367,10 @@ fn tasks(process: &Process, runtime: &Runtime, bounds: &Bounds) -> TargetOutcome
     let mut problems = Vec::new();
     let (reason, message) = judge(&captured, &mut problems);
     let mut tasks = captured.value;
+    if tasks.tasks.len() >= MANY_TASKS {
+        // What the decode needed is freed, and the text is yet to be made.
+        hardening::give_back_memory();
+    }
     tasks.paused_microseconds = microseconds(captured.paused);
     tasks.stopped = captured.stopped;
     tasks.problems.splice(0..0, problems);

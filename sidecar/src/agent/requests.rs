@@ -165,9 +165,13 @@ impl Requests {
     }
 
     /// The outcome is safe elsewhere.
-    pub fn acknowledge(&mut self, id: &str, now: Instant) {
+    ///
+    /// Returns how many bytes it had, as encoded.
+    pub fn acknowledge(&mut self, id: &str, now: Instant) -> usize {
         self.last_use = now;
+        let before = self.waiting_bytes;
         self.forget(id, "the outcome was fetched and acknowledged before");
+        before.saturating_sub(self.waiting_bytes)
     }
 
     /// Ends a request early.
