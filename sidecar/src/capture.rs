@@ -310,6 +310,25 @@ impl Reader<'_> {
         Ok(self.done(value, Stopped::Nothing, None))
     }
 
+    /// Stops the threads that hold a GIL at this moment. Whoever held it when the decode of the moving target began
+    /// mostly does no more, and to start a tracer takes long enough for another change.
+    fn stop_holders(&self, threads: &[OsThread], before: &[u64]) -> Result<StopGuard, StopError> {
+        let mut guard = stop(self.process, &[], STOP_LIMIT)?;
+        let tids = match self.gils() {
+            Ok(gils) => tids_of(threads, &holders(&gils)),
+            Err(_) => Vec::new(),
+        };
+        match guard.hold(self.process, &tids) {
+            Ok(()) => Ok(guard),
+            // Another tracer mostly lets go soon, for which `stop` waits.
+            Err(StopError::Traced { .. }) => {
+                drop(guard);
+                stop(self.process, before, STOP_LIMIT)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads with these threads stopped.
     fn stopped<T>(
         &mut self,
@@ -328,17 +347,21 @@ impl Reader<'_> {
         let at_once =
             !room || self.stops >= COPIES || self.planned.is_none_or(|took| took <= BRIEF);
         let urgent = Urgent::begin();
-        let guard = match stop(self.process, tids, STOP_LIMIT) {
+        let guard = if stopped == Stopped::GilHolder {
+            self.stop_holders(threads, tids)
+        } else {
+            stop(self.process, tids, STOP_LIMIT)
+        };
+        let guard = match guard {
             Ok(guard) => guard,
             Err(error) => return Ok(Attempt::NotStopped(error)),
         };
         if stopped == Stopped::GilHolder {
             let holding = self.gils();
-            let confirmed = tids.iter().all(|tid| guard.tids().contains(tid))
-                && holding.as_ref().is_ok_and(|gils| {
-                    let now: HashSet<u64> = tids_of(threads, &holders(gils)).into_iter().collect();
-                    now == tids.iter().copied().collect()
-                });
+            let confirmed = holding.as_ref().is_ok_and(|gils| {
+                let now: HashSet<u64> = tids_of(threads, &holders(gils)).into_iter().collect();
+                !now.is_empty() && now == guard.tids().iter().copied().collect()
+            });
             if !confirmed {
                 self.release(guard);
                 holding?;
