@@ -105,7 +105,7 @@ pub fn workloads(version: &str) -> Result<Image> {
     let root = python::root(version)?;
     let key = root
         .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
+        .map(|name| format!("{}-without-temporary", name.to_string_lossy()))
         .context("a Python's root folder has no name")?;
     let base = cache::entry("layers", &key, |folder| {
         let mut layer = Layer::new();

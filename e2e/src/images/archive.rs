@@ -30,6 +30,9 @@ pub struct Layer {
     digest: String,
 }
 
+/// Folders of a root whose content is of the moment.
+const TEMPORARY: [&str; 4] = ["dev/shm", "proc", "tmp", "var/tmp"];
+
 impl Layer {
     /// An empty layer.
     #[expect(
@@ -62,7 +65,8 @@ impl Layer {
             .with_context(|| format!("cannot add {path} to a layer"))
     }
 
-    /// Adds everything below `root` with its owners and modes; devices and sockets are left out.
+    /// Adds everything below `root` with its owners and modes. Devices and sockets are left out, and so is what lies in
+    /// [`TEMPORARY`] folders: a root folder in which programs were run has their files there.
     pub fn tree(&mut self, root: &Path) -> Result<()> {
         self.below(root, root)
     }
@@ -99,7 +103,7 @@ impl Layer {
                 continue;
             };
             added.with_context(|| format!("cannot add {} to a layer", path.display()))?;
-            if kind.is_dir() {
+            if kind.is_dir() && !TEMPORARY.iter().any(|folder| name == Path::new(folder)) {
                 self.below(root, &path)?;
             }
         }
@@ -376,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_keeps_links_modes_and_long_names_and_leaves_out_sockets() {
+    fn a_tree_keeps_links_modes_and_long_names_and_leaves_out_sockets_and_what_is_temporary() {
         let folder = tempfile::tempdir().unwrap();
         let long = "n".repeat(150);
         std::fs::create_dir(folder.path().join("bin")).unwrap();
@@ -388,6 +392,8 @@ mod tests {
         )
         .unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
+        std::fs::create_dir_all(folder.path().join("var/tmp/left")).unwrap();
+        std::fs::write(folder.path().join("var/tmp/left/behind"), "x").unwrap();
         let mut layer = Layer::new();
         layer.tree(folder.path()).unwrap();
         let content = layer.finish().unwrap().content;
@@ -409,7 +415,16 @@ mod tests {
             })
             .collect();
         let names: Vec<&str> = found.iter().map(|(name, ..)| name.as_str()).collect();
-        assert_eq!(names, ["bin/", "bin/link", &format!("bin/{long}")]);
+        assert_eq!(
+            names,
+            [
+                "bin/",
+                "bin/link",
+                &format!("bin/{long}"),
+                "var/",
+                "var/tmp/"
+            ]
+        );
         assert_eq!(found[1].1.as_deref(), Some(long.as_str()));
         assert_eq!(found[2].2, 0o4755);
     }
