@@ -164,6 +164,15 @@ impl Reader<'_> {
         })
     }
 
+    /// Whether none of these threads was on a CPU once `before` was taken, so that a later count tells whether one ran.
+    /// A thread that is on a CPU all along is counted only now and then.
+    fn resting(&self, before: &Activity) -> bool {
+        before.ran.iter().all(|(tid, counted)| {
+            // A thread without any time slice so far runs where the kernel does not count.
+            counted.is_some_and(|counted| counted.timeslices > 0) && self.process.off_cpu(*tid)
+        })
+    }
+
     /// Lets go; whether the target stood still all the time.
     fn release(&mut self, guard: StopGuard) -> bool {
         let released = guard.release();
@@ -291,7 +300,7 @@ impl Reader<'_> {
             self.memory.clear();
         }
         let before = self.activity(&python)?;
-        if before.gils.iter().any(|gil| gil.locked) {
+        if before.gils.iter().any(|gil| gil.locked) || !self.resting(&before) {
             return Ok(Attempt::Again);
         }
         let value = if copy {
@@ -376,7 +385,7 @@ impl Reader<'_> {
             self.memory.thaw();
             let value = self.decode(threads, read);
             let held = self.release(guard);
-            if !held && stopped == Stopped::GilHolder {
+                if !held && stopped == Stopped::GilHolder {
                 return Ok(Attempt::Again);
             }
             return Ok(self.done(value, stopped, (!held).then_some(Torn::Overran)));
@@ -404,9 +413,10 @@ impl Reader<'_> {
             let python = self.python_threads(&threads);
             self.memory.clear();
             let before = self.activity(&python)?;
+            let resting = self.resting(&before);
             let value = self.decode(&threads, read);
-            let stood_still = self.activity(&python)? == before;
-            last = Some((value, stood_still));
+            let stood_still = resting && self.activity(&python)? == before;
+                last = Some((value, stood_still));
             if stood_still {
                 break;
             }

@@ -144,6 +144,16 @@ impl Process {
         procfs::status(&self.proc_file(format!("task/{tid}/status")).ok()?)
     }
 
+    /// Whether a thread was on no CPU, nor about to be put on one, at some time after this was asked.
+    pub fn off_cpu(&self, tid: u64) -> bool {
+        match self.activity(tid) {
+            // The kernel reads the registers of a thread that is off its CPU only.
+            Some(Activity::InCall(..) | Activity::OutsideCalls) => true,
+            Some(Activity::Running) => false,
+            None => self.thread_stat(tid).is_some_and(|stat| stat.state != 'R'),
+        }
+    }
+
     /// What the scheduler counted for a thread; `None` when it has ended or the kernel does not count.
     pub fn schedstat(&self, tid: u64) -> Option<SchedStat> {
         let text = self.proc_file(format!("task/{tid}/schedstat")).ok()?;
@@ -201,6 +211,7 @@ mod tests {
             let blocked = becomes(waiting, ThreadState::Blocked);
             assert_eq!(blocked.name, "waits (a) b");
             assert!(blocked.syscall.is_some());
+            assert!(!process.off_cpu(spinning) && process.off_cpu(waiting));
             assert!(process.tids().unwrap().contains(&waiting));
             stop.store(true, Ordering::Relaxed);
             drop(release);
