@@ -266,6 +266,14 @@ pub fn capture<T>(
 }
 
 impl Reader<'_> {
+    /// A target that ended while it was read answers nothing, which is not the same as having nothing.
+    fn still_there(&self) -> Result<(), ReadError> {
+        if self.memory.gone() {
+            return Err(ReadError::Gone);
+        }
+        Ok(())
+    }
+
     fn done<T>(&self, value: T, stopped: Stopped, torn: Option<Torn>) -> Attempt<T> {
         Attempt::Done(Capture {
             value,
@@ -313,6 +321,7 @@ impl Reader<'_> {
             return Ok(Attempt::Again);
         }
         let value = value.unwrap_or_else(|| self.decode(threads, read));
+        self.still_there()?;
         if self.memory.missed() > 0 {
             return Ok(Attempt::Again);
         }
@@ -385,7 +394,8 @@ impl Reader<'_> {
             self.memory.thaw();
             let value = self.decode(threads, read);
             let held = self.release(guard);
-                if !held && stopped == Stopped::GilHolder {
+            self.still_there()?;
+            if !held && stopped == Stopped::GilHolder {
                 return Ok(Attempt::Again);
             }
             return Ok(self.done(value, stopped, (!held).then_some(Torn::Overran)));
@@ -395,6 +405,7 @@ impl Reader<'_> {
         }
         drop(urgent);
         let value = self.decode(threads, read);
+        self.still_there()?;
         if self.memory.missed() > 0 {
             return Ok(Attempt::Again);
         }
@@ -416,7 +427,8 @@ impl Reader<'_> {
             let resting = self.resting(&before);
             let value = self.decode(&threads, read);
             let stood_still = resting && self.activity(&python)? == before;
-                last = Some((value, stood_still));
+            self.still_there()?;
+            last = Some((value, stood_still));
             if stood_still {
                 break;
             }

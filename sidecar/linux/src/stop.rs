@@ -21,7 +21,7 @@ use nix::sys::ptrace;
 use nix::unistd::Pid;
 
 use crate::turns::{Turn, Turns};
-use crate::{Error, Process};
+use crate::{Error, Process, procfs};
 
 /// How long a thread may take to stop before it is given up: only one in uninterruptible sleep needs longer.
 const MAX_WAIT: Duration = Duration::from_millis(500);
@@ -349,6 +349,8 @@ fn hold(
         match ptrace::seize(Pid::from_raw(pid), ptrace::Options::empty()) {
             Ok(()) => {}
             Err(Errno::ESRCH) => continue,
+            // What the kernel says of one that has ended and is still listed.
+            Err(Errno::EPERM) if has_ended(pid) => continue,
             Err(errno) => return Err(Failure::Refused(*tid, errno)),
         }
         held.push(Held {
@@ -374,6 +376,14 @@ fn hold(
     }
     held.retain(|thread| thread.stopped);
     Ok(stopped)
+}
+
+/// Whether a thread has ended, whether or not it is still listed.
+fn has_ended(tid: libc::pid_t) -> bool {
+    match std::fs::read(format!("/proc/{tid}/stat")) {
+        Ok(text) => procfs::stat(&text).is_some_and(|stat| matches!(stat.state, 'Z' | 'X')),
+        Err(error) => matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+    }
 }
 
 /// What a wait status means for somebody who waits for a stop.
@@ -461,8 +471,28 @@ fn let_go(held: &[Held], shared: &Shared) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, event};
+    use super::{Event, event, has_ended};
     use nix::libc;
+
+    #[test]
+    fn a_process_that_is_listed_until_its_parent_asks_has_ended() {
+        assert!(!has_ended(
+            libc::pid_t::try_from(std::process::id()).unwrap()
+        ));
+        let mut child = std::process::Command::new("/proc/self/exe")
+            .arg("--list")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = libc::pid_t::try_from(child.id()).unwrap();
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while !has_ended(pid) {
+            assert!(std::time::Instant::now() < limit);
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(has_ended(pid));
+    }
 
     #[test]
     fn a_stop_a_signal_and_a_group_stop_are_told_apart() {

@@ -69,6 +69,8 @@ struct State {
     /// Whether blocks that are not there are left unread.
     frozen: bool,
     missed: usize,
+    /// Whether the process that the memory belongs to was found to have ended.
+    gone: bool,
 }
 
 const NOTHING: (u64, Held) = (
@@ -202,6 +204,7 @@ impl<M: Memory> PageCache<M> {
                 forgot: false,
                 frozen: false,
                 missed: 0,
+                gone: false,
             }),
         }
     }
@@ -289,7 +292,8 @@ impl<M: Memory> PageCache<M> {
                 run
             } else {
                 // One bit for each page of the run, which begins with its first.
-                read_pages(&self.inner, range.at, range.buf) << run.trailing_zeros()
+                read_pages(&self.inner, range.at, range.buf, &mut state.gone)
+                    << run.trailing_zeros()
             };
             if let Some(held) = state.blocks.get_mut(&block) {
                 held.pages |= read;
@@ -307,6 +311,11 @@ impl<M: Memory> PageCache<M> {
     /// How often a block was asked for that is not there, since the last [`Self::refill`]. They are planned now.
     pub fn missed(&self) -> usize {
         self.state.borrow().missed
+    }
+
+    /// Whether the process ended before everything that was asked for was read. It stays so.
+    pub fn gone(&self) -> bool {
+        self.state.borrow().gone
     }
 
     /// A block that was not among those used last.
@@ -355,8 +364,14 @@ impl<M: Memory> PageCache<M> {
             Some(bytes) => match self.inner.read(Addr(block), bytes) {
                 Ok(()) => WHOLE,
                 // A neighbour is not mapped.
-                Err(ReadError::Fault { .. }) => read_pages(&self.inner, Addr(block), bytes),
-                Err(ReadError::Gone | ReadError::Denied) => 0,
+                Err(ReadError::Fault { .. }) => {
+                    read_pages(&self.inner, Addr(block), bytes, &mut state.gone)
+                }
+                Err(ReadError::Gone) => {
+                    state.gone = true;
+                    0
+                }
+                Err(ReadError::Denied) => 0,
             },
         };
         let held = Held {
@@ -387,7 +402,8 @@ impl<M: Memory> PageCache<M> {
                 .and_then(|segment| segment.get_mut(start..start.checked_add(BLOCK)?));
             let missing = new & !held.pages;
             for (run, at, buf) in runs_of(missing, Addr(block), bytes.unwrap_or_default()) {
-                held.pages |= read_pages(&self.inner, at, buf) << run.trailing_zeros();
+                held.pages |=
+                    read_pages(&self.inner, at, buf, &mut state.gone) << run.trailing_zeros();
             }
         }
         state.remember(block, held);
@@ -452,13 +468,18 @@ fn runs_of(pages: u8, block: Addr, bytes: &mut [u8]) -> Vec<(u8, Addr, &mut [u8]
     runs
 }
 
-/// Reads a block page by page; one bit for each that could be read.
-fn read_pages(memory: &impl Memory, block: Addr, bytes: &mut [u8]) -> u8 {
+/// Reads a block page by page; one bit for each that could be read. Says when the process was found to have ended.
+fn read_pages(memory: &impl Memory, block: Addr, bytes: &mut [u8], gone: &mut bool) -> u8 {
     let mut read = 0;
     let mut at = block;
     for (n, page) in bytes.chunks_exact_mut(PAGE).enumerate() {
-        if memory.read(at, page).is_ok() {
-            read |= pages(n.saturating_mul(PAGE), 1);
+        match memory.read(at, page) {
+            Ok(()) => read |= pages(n.saturating_mul(PAGE), 1),
+            Err(ReadError::Gone) => {
+                *gone = true;
+                break;
+            }
+            Err(ReadError::Fault { .. } | ReadError::Denied) => {}
         }
         at = at.plus(PAGE as u64);
     }

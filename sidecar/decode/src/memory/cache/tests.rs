@@ -163,3 +163,47 @@ fn pages_that_are_not_mapped_are_planned_once() {
     assert_eq!(word(&cache, START - 8), None);
     assert_eq!(cache.missed(), 0);
 }
+
+/// Memory of a process that ends after some reads.
+struct Mortal(Cell<usize>);
+
+impl Memory for Mortal {
+    fn read(&self, _: Addr, buf: &mut [u8]) -> Result<(), ReadError> {
+        let Some(left) = self.0.get().checked_sub(1) else {
+            return Err(ReadError::Gone);
+        };
+        self.0.set(left);
+        buf.fill(1);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_process_that_ends_while_it_is_read_is_told_from_memory_that_is_not_mapped() {
+    // Read on demand.
+    let cache = PageCache::new(Mortal(Cell::new(1)), 1 << 20);
+    let mut word = [0; 8];
+    assert!(cache.read(Addr(0x20_0000), &mut word).is_ok());
+    assert!(!cache.gone());
+    assert!(cache.read(Addr(0x30_0000), &mut word).is_err());
+    assert!(cache.gone());
+    // Copied at once: the second of two blocks comes too late.
+    let cache = PageCache::new(Mortal(Cell::new(3)), 1 << 20);
+    for at in [0x20_0000, 0x30_0000] {
+        cache.read(Addr(at), &mut word).unwrap();
+    }
+    assert!(cache.make_room());
+    cache.refill();
+    assert!(cache.gone());
+    // What was copied before the end counts.
+    let cache = PageCache::new(Mortal(Cell::new(2)), 1 << 20);
+    cache.read(Addr(0x20_0000), &mut word).unwrap();
+    assert!(cache.make_room());
+    cache.refill();
+    assert!(cache.read(Addr(0x20_0000), &mut word).is_ok());
+    assert!(!cache.gone());
+    // Nor is memory that is not mapped a process that ended.
+    let (cache, _, _) = self::cache(1 << 20);
+    assert_eq!(self::word(&cache, END), None);
+    assert!(!cache.gone());
+}
