@@ -325,7 +325,15 @@ impl Reader<'_> {
         if self.memory.missed() > 0 {
             return Ok(Attempt::Again);
         }
-        Ok(self.done(value, Stopped::Nothing, None))
+        // It rests because a signal has stopped it, which is the first thing to know about it.
+        let torn = self.process.stopped_by_signal()?.then(|| {
+            let pid = self.process.pid();
+            Torn::NotStopped {
+                error: StopError::StoppedBySignal { pid },
+                stood_still: true,
+            }
+        });
+        Ok(self.done(value, Stopped::Nothing, torn))
     }
 
     /// Stops the threads that hold a GIL at this moment. Whoever held it when the decode of the moving target began
