@@ -117,7 +117,7 @@ struct Reader<'a> {
 enum Hold {
     /// It is not: what was read counts if it did not run.
     Watch,
-    /// These threads are stopped, and are the holders of every GIL that is held.
+    /// These threads are stopped, and are the holders of all GILs, every one of which is held.
     Holders(Vec<u64>),
     /// Every Python thread is stopped.
     All,
@@ -232,8 +232,11 @@ pub fn capture<T>(
         } else {
             let gils = reader.gils()?;
             let holding = tids_of(&threads, &holders(&gils));
-            if !holding.is_empty() {
+            if !holding.is_empty() && holding.len() == gils.len() {
                 Hold::Holders(holding)
+            } else if !holding.is_empty() {
+                // Interpreters with GILs of their own: the threads of one whose GIL is free could take it meanwhile.
+                Hold::All
             } else if holders(&gils).is_empty() {
                 Hold::Watch
             } else {
@@ -386,7 +389,7 @@ impl Reader<'_> {
             let holding = self.gils();
             let confirmed = holding.as_ref().is_ok_and(|gils| {
                 let now: HashSet<u64> = tids_of(threads, &holders(gils)).into_iter().collect();
-                !now.is_empty() && now == guard.tids().iter().copied().collect()
+                now.len() == gils.len() && now == guard.tids().iter().copied().collect()
             });
             if !confirmed {
                 self.release(guard);
