@@ -32,6 +32,8 @@ const ATTEMPTS_OF_ALL: u32 = 4;
 const BRIEF: Duration = Duration::from_micros(200);
 /// Stops for copies that lacked something, before the decode is done while the target stands.
 const COPIES: u32 = 2;
+/// How often threads that were started meanwhile are stopped too.
+const ROUNDS: u32 = 8;
 /// How often a target that cannot be stopped is read in the hope that it does not run meanwhile.
 const VERIFIED_READS: u32 = 5;
 
@@ -381,10 +383,31 @@ impl Reader<'_> {
         } else {
             stop(self.process, tids, STOP_LIMIT)
         };
-        let guard = match guard {
+        let mut guard = match guard {
             Ok(guard) => guard,
             Err(error) => return Ok(Attempt::NotStopped(error)),
         };
+        let mut now = None;
+        if stopped == Stopped::AllThreads {
+            // One that still ran may have started another one. The last one that is stopped starts none.
+            for _ in 0..ROUNDS {
+                let before = now.as_deref().unwrap_or(threads);
+                let known: HashSet<u64> = before.iter().map(|thread| thread.tid).collect();
+                // To list them with what they do takes long, and mostly there is none that is new.
+                if !self.process.tids()?.iter().all(|tid| known.contains(tid)) {
+                    now = Some(self.process.threads()?);
+                }
+                let mut new = self.python_threads(now.as_deref().unwrap_or(threads));
+                new.retain(|tid| !guard.tids().contains(tid));
+                if new.is_empty() {
+                    break;
+                }
+                if let Err(error) = guard.hold(self.process, &new) {
+                    return Ok(Attempt::NotStopped(error));
+                }
+            }
+        }
+        let threads = now.as_deref().unwrap_or(threads);
         if stopped == Stopped::GilHolder {
             let holding = self.gils();
             let confirmed = holding.as_ref().is_ok_and(|gils| {
