@@ -1,7 +1,7 @@
 """Code of every origin and name."""
 
 import importlib.util
-import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -82,8 +82,7 @@ class WithProperty(threading.Thread):
 threads.append(WithProperty(name="subclass", daemon=True))
 threads[-1].start()
 truth.parked(*threads)
-for entry in os.listdir(folder):
-    os.remove(f"{folder}/{entry}") if entry.endswith((".zip", ".py")) else None
+shutil.rmtree(folder)
 
 namespace = {"truth": truth}
 exec("class Body:\n    def method(self):\n        truth.stand_still()\n\n    exec('method(None)')\n", namespace)
