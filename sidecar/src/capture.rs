@@ -17,7 +17,7 @@ use sidewinder_decode::still::{Any, Still};
 use sidewinder_decode::{Addr, Memory, OsThread, ReadError, ReadRange};
 use sidewinder_linux::priority::Urgent;
 use sidewinder_linux::stop::{StopError, StopGuard, stop};
-use sidewinder_linux::{Process, SchedStat};
+use sidewinder_linux::{Process, SchedStat, hardening};
 use sidewinder_model::Stopped;
 
 /// How long a target may be held still for one reading. The guard lets go by itself when it has passed.
@@ -311,6 +311,9 @@ impl Reader<'_> {
         let copy = self.planned.is_some() && self.memory.make_room();
         if !copy {
             self.memory.clear();
+            if self.planned.is_some() {
+                hardening::give_back_memory();
+            }
         }
         let before = self.activity(&python)?;
         if before.gils.iter().any(|gil| gil.locked) || !self.resting(&before) {
@@ -374,6 +377,8 @@ impl Reader<'_> {
         let room = self.memory.make_room();
         if !room {
             self.memory.clear();
+            // So many tasks were decoded for nothing that their memory must not lie beside that of the next ones.
+            hardening::give_back_memory();
         }
         let at_once =
             !room || self.stops >= COPIES || self.planned.is_none_or(|took| took <= BRIEF);

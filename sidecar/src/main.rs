@@ -11,6 +11,7 @@ use sidewinder_sidecar::args::{Cli, Command};
 use sidewinder_sidecar::{agent, hand, relay};
 
 fn main() -> ExitCode {
+    sidewinder_linux::hardening::map_large_memory();
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {

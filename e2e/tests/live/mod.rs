@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -112,6 +113,13 @@ impl Drop for Target {
             nix::unistd::Pid::from_raw(self.pid),
             nix::sys::signal::Signal::SIGKILL,
         );
+        // With what it started, which would live on: it is not waited for yet, so the number is still its group's.
+        if let Ok(group) = i32::try_from(self.outer.id()) {
+            let _ = nix::sys::signal::killpg(
+                nix::unistd::Pid::from_raw(group),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+        }
         let _ = self.outer.kill();
         let _ = self.outer.wait();
     }
@@ -289,6 +297,7 @@ impl Start<'_> {
             .args(executed)
             .envs(self.mnt.iter().map(|folder| ("MNT", folder)))
             .envs(self.env.iter().copied())
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

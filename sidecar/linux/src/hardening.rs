@@ -16,6 +16,21 @@ pub fn be_first_to_go() {
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
 }
 
+/// Has every large piece of memory mapped by itself, so that it goes back to the kernel when it is freed and grows
+/// without a copy. Otherwise the allocator begins to keep pieces as large as the largest one that was ever freed:
+/// `M_MMAP_THRESHOLD`, `mallopt(3)`.
+#[cfg_attr(
+    target_env = "gnu",
+    expect(unsafe_code, reason = "no crate wraps mallopt")
+)]
+pub fn map_large_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes two numbers, and is called before there is a second thread.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, 128 << 10);
+    }
+}
+
 /// Gives memory that is no longer used back to the kernel: after a large answer the allocator would keep tens of
 /// megabytes, which count against the pod. `malloc_trim(3)`; elsewhere than on glibc nothing is kept.
 #[cfg_attr(
