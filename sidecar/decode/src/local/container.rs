@@ -64,6 +64,24 @@ impl Listing {
     }
 }
 
+/// Entries between these brackets, as far as they are shown.
+fn entries_of(
+    entries: &[(Addr, Addr)],
+    open: &str,
+    close: &str,
+    length: usize,
+    text: impl Fn(Addr, Addr) -> Result<String, Fault>,
+) -> Result<String, Fault> {
+    let mut listing = Listing::new();
+    for (key, value) in entries {
+        if !listing.wants_more() {
+            break;
+        }
+        listing.push(&text(*key, *value)?);
+    }
+    Ok(listing.close(open, close, length))
+}
+
 impl<M: Memory + ?Sized> Decoder<'_, M> {
     pub(crate) fn container(
         &self,
@@ -90,7 +108,13 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
                     Depth::Whole => self.first_ordered_entries(object)?,
                     Depth::Item | Depth::Part => Vec::new(),
                 };
-                self.entries_of(&entries, &format!("{name}({{"), "})", length)
+                entries_of(
+                    &entries,
+                    &format!("{name}({{"),
+                    "})",
+                    length,
+                    |key, value| self.entry(key, value, ": "),
+                )
             }
             Family::DefaultDict => {
                 let factory = self.pointer(self.member(object, F::dict_object_size))?;
@@ -211,28 +235,23 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     fn mapping(&self, dict: Addr, open: &str, close: &str, depth: Depth) -> Result<String, Fault> {
         // `ma_used` is the first member after the object's head.
         let length = self.size(dict, F::pyobject_size)?;
-        let entries = match depth {
-            Depth::Whole if length > 0 => self.first_entries(dict)?,
-            _ => Vec::new(),
-        };
-        self.entries_of(&entries, open, close, length)
+        let entries = self.shown_entries(dict, length, depth)?;
+        entries_of(&entries, open, close, length, |key, value| {
+            self.entry(key, value, ": ")
+        })
     }
 
-    fn entries_of(
+    /// The entries of a dict that are shown at this depth.
+    fn shown_entries(
         &self,
-        entries: &[(Addr, Addr)],
-        open: &str,
-        close: &str,
+        dict: Addr,
         length: usize,
-    ) -> Result<String, Fault> {
-        let mut listing = Listing::new();
-        for (key, value) in entries {
-            if !listing.wants_more() {
-                break;
-            }
-            listing.push(&self.entry(*key, *value, ": ")?);
+        depth: Depth,
+    ) -> Result<Vec<(Addr, Addr)>, Fault> {
+        match depth {
+            Depth::Whole if length > 0 => self.first_entries(dict),
+            _ => Ok(Vec::new()),
         }
-        Ok(listing.close(open, close, length))
     }
 
     fn entry(&self, key: Addr, value: Addr, between: &str) -> Result<String, Fault> {
@@ -257,25 +276,21 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             return self.mapping(dict, &format!("{name}({{"), "})", depth);
         }
         let length = self.size(dict, F::pyobject_size)?;
-        let mut listing = Listing::new();
-        if depth == Depth::Whole && length > 0 {
-            for (key, value) in self.first_entries(dict)? {
-                if !listing.wants_more() {
-                    break;
+        let entries = self.shown_entries(dict, length, depth)?;
+        entries_of(
+            &entries,
+            &format!("{name}(["),
+            "])",
+            length,
+            |key, value| match family {
+                Family::DictKeys => self.item(key, Depth::Whole),
+                Family::DictValues => {
+                    let name = self.key_name(key).unwrap_or_default();
+                    self.named_item(&name, value, Depth::Whole)
                 }
-                let text = match family {
-                    Family::DictKeys => self.item(key, Depth::Whole)?,
-                    Family::DictValues => self.named_item(
-                        &self.key_name(key).unwrap_or_default(),
-                        value,
-                        Depth::Whole,
-                    )?,
-                    _ => format!("({})", self.entry(key, value, ", ")?),
-                };
-                listing.push(&text);
-            }
-        }
-        Ok(listing.close(&format!("{name}(["), "])", length))
+                _ => Ok(format!("({})", self.entry(key, value, ", ")?)),
+            },
+        )
     }
 
     /// `types.SimpleNamespace`: its dict is the first member after the head.
@@ -285,18 +300,11 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             return Err(Fault::Invalid("not a dict"));
         }
         let length = self.size(dict, F::pyobject_size)?;
-        let mut listing = Listing::new();
-        if depth == Depth::Whole && length > 0 {
-            for (key, value) in self.first_entries(dict)? {
-                if !listing.wants_more() {
-                    break;
-                }
-                let name = self.key_name(key).unwrap_or_default();
-                let value = self.named_item(&name, value, depth)?;
-                listing.push(&format!("{name}={value}"));
-            }
-        }
-        Ok(listing.close("namespace(", ")", length))
+        let entries = self.shown_entries(dict, length, depth)?;
+        entries_of(&entries, "namespace(", ")", length, |key, value| {
+            let name = self.key_name(key).unwrap_or_default();
+            Ok(format!("{name}={}", self.named_item(&name, value, depth)?))
+        })
     }
 
     fn set(&self, object: Addr, name: &str, family: Family, depth: Depth) -> Result<String, Fault> {
