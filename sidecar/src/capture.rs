@@ -300,6 +300,18 @@ impl Reader<'_> {
         value
     }
 
+    /// Makes room for all that a decode was found to need. Where there is not enough, everything is forgotten, to be read
+    /// on demand.
+    fn room_for_a_copy(&self) -> bool {
+        let room = self.memory.make_room();
+        if !room {
+            self.memory.clear();
+            // So many tasks were decoded for nothing that their memory must not lie beside that of the next ones.
+            hardening::give_back_memory();
+        }
+        room
+    }
+
     /// Reads a target whose GILs are free, and believes it if no Python thread ran meanwhile.
     fn watched<T>(
         &mut self,
@@ -308,13 +320,7 @@ impl Reader<'_> {
     ) -> Result<Attempt<T>, CaptureError> {
         let python = self.python_threads(threads);
         // The copy takes much less time than the decode, for a target that is never quiet for long.
-        let copy = self.planned.is_some() && self.memory.make_room();
-        if !copy {
-            self.memory.clear();
-            if self.planned.is_some() {
-                hardening::give_back_memory();
-            }
-        }
+        let copy = self.planned.is_some() && self.room_for_a_copy();
         let before = self.activity(&python)?;
         if before.gils.iter().any(|gil| gil.locked) || !self.resting(&before) {
             return Ok(Attempt::Again);
@@ -374,12 +380,7 @@ impl Reader<'_> {
         if self.planned.is_none() {
             self.decode(threads, read);
         }
-        let room = self.memory.make_room();
-        if !room {
-            self.memory.clear();
-            // So many tasks were decoded for nothing that their memory must not lie beside that of the next ones.
-            hardening::give_back_memory();
-        }
+        let room = self.room_for_a_copy();
         let at_once =
             !room || self.stops >= COPIES || self.planned.is_none_or(|took| took <= BRIEF);
         let urgent = Urgent::begin();

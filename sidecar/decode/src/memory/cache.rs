@@ -73,14 +73,13 @@ struct State {
     gone: bool,
 }
 
-const NOTHING: (u64, Held) = (
-    u64::MAX,
-    Held {
-        slot: NONE,
-        pages: 0,
-        asked: 0,
-    },
-);
+/// A block of which nothing was read.
+const UNREAD: Held = Held {
+    slot: NONE,
+    pages: 0,
+    asked: 0,
+};
+const NOTHING: (u64, Held) = (u64::MAX, UNREAD);
 
 impl State {
     /// The bytes of a slot.
@@ -209,11 +208,6 @@ impl<M: Memory> PageCache<M> {
         }
     }
 
-    /// The memory beneath.
-    pub fn inner(&self) -> &M {
-        &self.inner
-    }
-
     /// Forgets everything, for a target that has run meanwhile.
     pub fn clear(&self) {
         let mut state = self.state.borrow_mut();
@@ -225,11 +219,6 @@ impl<M: Memory> PageCache<M> {
         state.forgot = false;
         state.frozen = false;
         state.missed = 0;
-    }
-
-    /// Bytes of all the blocks that were ever asked for.
-    pub fn planned_bytes(&self) -> usize {
-        self.state.borrow().blocks.len().saturating_mul(BLOCK)
     }
 
     /// Makes room for every block that was ever asked for, so that [`Self::refill`] only has to copy. Returns whether
@@ -331,16 +320,11 @@ impl<M: Memory> PageCache<M> {
             }
             return held;
         }
-        let nothing = Held {
-            slot: NONE,
-            pages: 0,
-            asked: 0,
-        };
         if state.frozen {
             if known.is_none() {
-                state.know(block, nothing);
+                state.know(block, UNREAD);
             }
-            return known.unwrap_or(nothing);
+            return known.unwrap_or(UNREAD);
         }
         if known.is_some() {
             state.refaults = state.refaults.saturating_add(1);
