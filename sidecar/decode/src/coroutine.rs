@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sidewinder_model::Frame;
 
 use crate::code::Code;
-use crate::decoder::{Decoder, Fault, HashMap, HashSet};
+use crate::decoder::{Decoder, Fault, HashMap, HashSet, word_in};
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
 
@@ -213,13 +213,9 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             CoroutineState::Awaiting => {
                 let below = self.runtime.version.awaited_below_stackpointer;
                 let awaited_at = frame.stack_pointer.minus(below);
-                let read = awaited_at.0.checked_sub(at.0).and_then(|offset| {
-                    let offset = usize::try_from(offset).ok()?;
-                    let word = bytes.get(offset..offset.checked_add(8)?)?;
-                    Some(Addr(u64::from_le_bytes(word.try_into().ok()?)))
-                });
-                let awaited = match read {
-                    Some(awaited) => awaited,
+                let offset = awaited_at.0.checked_sub(at.0);
+                let awaited = match offset.and_then(|offset| word_in(bytes, offset)) {
+                    Some(awaited) => Addr(awaited),
                     None => self.pointer(awaited_at)?,
                 }
                 .untagged();

@@ -44,6 +44,13 @@ pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::
 /// Sets of addresses of the target.
 pub(crate) type HashSet<K> = std::collections::HashSet<K, foldhash::fast::RandomState>;
 
+/// The word so many bytes into a structure that was read as a whole; `None` where it ends outside.
+pub(crate) fn word_in(bytes: &[u8], at: u64) -> Option<u64> {
+    let at = usize::try_from(at).ok()?;
+    let word = bytes.get(at..at.checked_add(8)?)?;
+    Some(u64::from_le_bytes(word.try_into().ok()?))
+}
+
 /// Problems in words, bounded in number: a damaged target has a great many of them.
 #[derive(Debug, Default)]
 struct Problems {

@@ -4,9 +4,9 @@ use std::fmt::Display;
 
 use sidewinder_model::{Frame, Locals};
 
-use crate::decoder::{Decoder, Fault, HashSet};
+use crate::decoder::{Decoder, Fault, HashSet, word_in};
 use crate::memory::{Addr, Memory};
-use crate::offsets::{Field as F, Offsets};
+use crate::offsets::Field as F;
 
 /// `enum _frameowner`: who owns a frame's memory. Entry frames of the interpreter, one for each call from C into
 /// Python, have 3 (and 4, which 3.14 defines and never uses).
@@ -47,7 +47,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
 
     /// A frame whose bytes were read already.
     pub(crate) fn raw_frame_in(&self, address: Addr, bytes: &[u8]) -> Result<RawFrame, Fault> {
-        let word = |field| word_in(bytes, self.offsets(), field).map(Addr);
+        let word = |field| word_in(bytes, self.offsets().get(field)).map(Addr);
         let truncated = || Fault::Invalid("frame offsets outside the frame");
         let owner = usize::try_from(self.offsets().get(F::interpreter_frame_owner)).ok();
         Ok(RawFrame {
@@ -146,10 +146,4 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         frames.reverse();
         (frames, met)
     }
-}
-
-pub(crate) fn word_in(bytes: &[u8], offsets: &Offsets, field: F) -> Option<u64> {
-    let at = usize::try_from(offsets.get(field)).ok()?;
-    let word = bytes.get(at..at.checked_add(8)?)?;
-    Some(u64::from_le_bytes(word.try_into().ok()?))
 }

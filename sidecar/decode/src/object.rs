@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::coroutine::Awaitable;
-use crate::decoder::{Decoder, Fault, HashMap};
+use crate::decoder::{Decoder, Fault, HashMap, word_in};
 use crate::local::kind::Lineage;
 use crate::memory::{Addr, Memory, PAGE};
 use crate::offsets::Field as F;
@@ -418,22 +418,19 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
     /// tasks.
     pub(crate) fn counter(&self, object: Addr) -> Result<Option<u64>, Fault> {
         let mut bytes = [0; 64];
-        let offset = |field| usize::try_from(self.offsets().get(field)).unwrap_or(usize::MAX);
-        let digits = offset(F::long_object_ob_digit);
+        let digits = self.offsets().get(F::long_object_ob_digit);
+        let digits = usize::try_from(digits).unwrap_or(usize::MAX);
         // A number of one digit ends after it; the object itself is a word longer at least.
         let Some(head) = digits.checked_add(4).and_then(|end| bytes.get_mut(..end)) else {
             return Ok(None);
         };
         self.read(object, head)?;
-        let word = |at: usize| {
-            let word = head.get(at..at.checked_add(8)?)?;
-            Some(u64::from_le_bytes(word.try_into().ok()?))
-        };
-        let kind = word(offset(F::pyobject_ob_type)).ok_or(Fault::Invalid("not an object"))?;
+        let word = |field| word_in(head, self.offsets().get(field));
+        let kind = word(F::pyobject_ob_type).ok_or(Fault::Invalid("not an object"))?;
         if !self.type_at(Addr(kind))?.is_int() {
             return Ok(None);
         }
-        let tag = word(offset(F::long_object_lv_tag)).unwrap_or(u64::MAX);
+        let tag = word(F::long_object_lv_tag).unwrap_or(u64::MAX);
         let digit = head.get(digits..).unwrap_or_default();
         Ok(match (tag >> 3, tag & 3, digit.try_into()) {
             (1, 0, Ok(digit)) => Some(u64::from(u32::from_le_bytes(digit))),

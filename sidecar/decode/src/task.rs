@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sidewinder_model::{Frame, Id, Locals, Loop, Stopped, Task, TaskState, Tasks, WaitingGroup};
 
 use crate::coroutine::{Chain, CoroutineState};
-use crate::decoder::{Decoder, Fault, HashMap, HashSet};
+use crate::decoder::{Decoder, Fault, HashMap, HashSet, word_in};
 use crate::graph;
 use crate::limits::Limits;
 use crate::memory::{Addr, Memory};
@@ -124,9 +124,7 @@ pub(crate) struct Walk<'d, 'a, M: ?Sized> {
 
 /// The object behind a word of a structure that was read as a whole.
 fn pointer_in(bytes: &[u8], at: u64) -> Option<Addr> {
-    let at = usize::try_from(at).ok()?;
-    let word = bytes.get(at..at.checked_add(8)?)?;
-    Some(Addr(u64::from_le_bytes(word.try_into().ok()?)))
+    word_in(bytes, at).map(Addr)
 }
 
 fn byte_in(bytes: &[u8], at: u64) -> Option<u8> {
@@ -637,13 +635,11 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
             let name = known(awaited)
                 .and_then(|other| tasks.get(usize::try_from(other).ok()?))
                 .map(|other| Arc::clone(&other.name));
-            let name = name.or_else(|| {
-                let name = Addr(awaited.0).plus(self.offsets.task_name);
-                self.decoder
-                    .pointer(name)
-                    .and_then(|name| self.name(name))
-                    .ok()
-            });
+            // Of a task that is done only its own memory tells.
+            let name = match name {
+                Some(name) => Some(name),
+                None => self.name_of(Addr(awaited.0)).ok().flatten(),
+            };
             if let Some(waiting_for) = tasks
                 .get_mut(index)
                 .and_then(|task| task.waiting_for.as_mut())

@@ -510,7 +510,7 @@ impl<M: Memory + ?Sized> Walk<'_, '_, M> {
     }
 
     /// The name of a task, `None` of any other object.
-    fn name_of(&mut self, task: Addr) -> Result<Option<Arc<str>>, Fault> {
+    pub(crate) fn name_of(&mut self, task: Addr) -> Result<Option<Arc<str>>, Fault> {
         match self.future(task)? {
             Some(future) if future.is_task => self.task_name(task, &future).map(Some),
             _ => Ok(None),
