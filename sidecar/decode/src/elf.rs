@@ -3,6 +3,8 @@
 //! The runtime is found by its section, whatever the file is called: embedders and renamed executables have no
 //! `python` in their names. Nothing here opens a file; whoever does the I/O hands one in.
 
+pub(crate) mod loaded;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::io::{Read, Seek};

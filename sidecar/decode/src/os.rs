@@ -13,6 +13,8 @@ pub struct Mapping {
     pub readable: bool,
     /// Whether it may be written.
     pub writable: bool,
+    /// Whether it may be executed.
+    pub executable: bool,
     /// Offset in the file.
     pub offset: u64,
     /// The device number as `major:minor`, hexadecimal as in the line.

@@ -33,6 +33,7 @@ fn mapping(line: &[u8]) -> Option<Mapping> {
         end: u64::from_str_radix(end, 16).ok()?,
         readable: permissions.first() == Some(&b'r'),
         writable: permissions.get(1) == Some(&b'w'),
+        executable: permissions.get(2) == Some(&b'x'),
         offset: u64::from_str_radix(offset, 16).ok()?,
         device,
         inode: inode.parse().ok()?,
@@ -192,6 +193,7 @@ mod tests {
                 end: 0x0065_f000,
                 readable: true,
                 writable: false,
+                executable: true,
                 offset: 0x1000,
                 device: "fe:01".into(),
                 inode: 2_621_444,
@@ -199,7 +201,7 @@ mod tests {
             }
         );
         assert_eq!(maps[1].path, "[stack]");
-        assert!(maps[1].writable);
+        assert!(maps[1].writable && !maps[1].executable);
         assert_eq!(maps[2].path, "");
         assert!(!maps[2].readable);
     }

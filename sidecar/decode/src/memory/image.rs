@@ -110,7 +110,9 @@ impl Image {
         for m in &self.mappings {
             out.u64(m.start);
             out.u64(m.end);
-            out.u8(u8::from(m.readable) | (u8::from(m.writable) << 1));
+            let flags = [m.readable, m.writable, m.executable].map(u8::from);
+            let [readable, writable, executable] = flags;
+            out.u8(readable | (writable << 1) | (executable << 2));
             out.u64(m.offset);
             out.text(&m.device);
             out.u64(m.inode);
@@ -177,6 +179,7 @@ impl Image {
                 end,
                 readable: flags & 1 != 0,
                 writable: flags & 2 != 0,
+                executable: flags & 4 != 0,
                 offset: from.u64("mapping")?,
                 device: from.text("mapping")?,
                 inode: from.u64("mapping")?,

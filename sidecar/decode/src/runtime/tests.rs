@@ -78,6 +78,7 @@ impl Target {
             end: BASE + self.memory.len() as u64,
             readable: true,
             writable: true,
+            executable: false,
             offset: 0,
             device: "08:01".to_owned(),
             inode: 7,

@@ -193,6 +193,7 @@ impl Process {
             end: BASE + SIZE as u64,
             readable: true,
             writable: true,
+            executable: false,
             offset: 0,
             device: "00:01".to_owned(),
             inode: 1,
