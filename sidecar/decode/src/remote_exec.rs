@@ -1,12 +1,18 @@
 //! Where a target takes requests to run a script (PEP 768). Addresses only: nothing here writes.
 //! <https://peps.python.org/pep-0768/>
 
+pub mod queue;
+mod signals;
+
+pub use queue::{PendingCalls, Queue, pending_calls};
+pub use signals::Signals;
+
 use crate::decoder::{Decoder, Fault, HashMap};
 use crate::limits::Limits;
 use crate::memory::{Addr, Memory};
 use crate::offsets::Field as F;
 use crate::os::OsThread;
-use crate::runtime::Runtime;
+use crate::runtime::{GilState, Runtime};
 use crate::thread::{PyThread, by_native_id};
 
 /// The bit of `eval_breaker` that makes a thread look for a request.
@@ -53,6 +59,9 @@ pub struct ThreadSupport {
     pub status: Status,
     /// The innermost frame, null when it runs no Python code.
     pub current_frame: Addr,
+    /// Whether it waits for the GIL, as far as is known of what the kernel said: it comes by itself, and needs no waking.
+    /// Never in a build that can run without the GIL.
+    pub wants_gil: bool,
     /// A 32-bit int: 1 while a request waits.
     pub pending: Addr,
     /// What stood there.
@@ -112,6 +121,8 @@ pub fn support<M: Memory + ?Sized>(
             ));
             0
         });
+        let gil = decoder.gil(interpreter.address, interpreter.id);
+        let gil = gil.unwrap_or_default();
         let threads = decoder.threads(&interpreter, os_threads);
         support.interpreters.push(InterpreterSupport {
             id: interpreter.id,
@@ -119,7 +130,7 @@ pub fn support<M: Memory + ?Sized>(
             enabled: enabled == 1,
             threads: threads
                 .iter()
-                .filter_map(|thread| match decoder.thread_support(thread, &os) {
+                .filter_map(|thread| match decoder.thread_support(thread, &os, gil) {
                     Ok(thread) => Some(thread),
                     Err(fault) => {
                         decoder.problem(format_args!("thread {}: {fault}", thread.native));
@@ -138,7 +149,9 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         &self,
         thread: &PyThread,
         os: &HashMap<u64, &OsThread>,
+        gil: Option<GilState>,
     ) -> Result<ThreadSupport, Fault> {
+        let os = os.get(&thread.native).copied();
         let base = self.member(thread.address, F::debugger_support_remote_debugger_support);
         let pending = self.member(base, F::debugger_support_debugger_pending_call);
         let path_size = self
@@ -147,11 +160,12 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
         Ok(ThreadSupport {
             thread_state: thread.address,
             ns_tid: thread.native,
-            tid: os.get(&thread.native).map(|os| os.tid),
+            tid: os.map(|os| os.tid),
             ident: thread.ident,
             main: thread.main,
             status: Status(thread.status),
             current_frame: thread.current_frame,
+            wants_gil: self.gil_use(thread, os, gil).wants,
             pending,
             is_pending: self.i32(pending)? != 0,
             path: self.member(base, F::debugger_support_debugger_script_path),

@@ -34,6 +34,17 @@ pub(crate) struct PyThread {
     pub(crate) main: bool,
 }
 
+/// What a thread has to do with its interpreter's GIL.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GilUse {
+    /// It has it.
+    pub(crate) holds: bool,
+    /// The kernel saw it asleep for it, which may be over.
+    pub(crate) sleeps: bool,
+    /// It waits for it.
+    pub(crate) wants: bool,
+}
+
 /// Every thread of every interpreter with its stack.
 pub fn stacks<M: Memory + ?Sized>(
     memory: &M,
@@ -241,9 +252,11 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             self.problem(format_args!("{whose}: the kernel has no such thread"));
         }
         let has_gil = !self.runtime.free_threaded();
-        let holds = has_gil && gil.is_some_and(|gil| gil.locked && gil.holder == thread.address);
-        let sleeps_for_gil = has_gil && os.zip(gil).is_some_and(|(os, gil)| self.in_gil(os, gil));
-        let wants = has_gil && !holds && (sleeps_for_gil || self.requests_gil(thread));
+        let GilUse {
+            holds,
+            sleeps: sleeps_for_gil,
+            wants,
+        } = self.gil_use(thread, os, gil);
         let (mut state, mut syscall) = os.map_or((ThreadState::Blocked, None), |os| {
             (os.state, os.syscall.clone())
         });
@@ -280,6 +293,24 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             syscall,
             exception,
             frames,
+        }
+    }
+
+    pub(crate) fn gil_use(
+        &self,
+        thread: &PyThread,
+        os: Option<&OsThread>,
+        gil: Option<GilState>,
+    ) -> GilUse {
+        if self.runtime.free_threaded() {
+            return GilUse::default();
+        }
+        let holds = gil.is_some_and(|gil| gil.locked && gil.holder == thread.address);
+        let sleeps = os.zip(gil).is_some_and(|(os, gil)| self.in_gil(os, gil));
+        GilUse {
+            holds,
+            sleeps,
+            wants: !holds && (sleeps || self.requests_gil(thread)),
         }
     }
 
