@@ -18,6 +18,12 @@ use crate::thread::{PyThread, by_native_id};
 /// The bit of `eval_breaker` that makes a thread look for a request.
 pub const PLEASE_STOP: u8 = 0x20;
 
+/// The bit of `eval_breaker` that makes the main thread look for signals that have come.
+pub const SIGNALS_PENDING: u8 = 1 << 1;
+
+/// The bit of `eval_breaker` that makes the main thread look for pending calls.
+pub const CALLS_TO_DO: u8 = 1 << 2;
+
 /// What a target offers for running scripts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Support {
@@ -57,6 +63,8 @@ pub struct ThreadSupport {
     pub main: bool,
     /// `PyThreadState._status`.
     pub status: Status,
+    /// Where that stands: a 32-bit word.
+    pub status_at: Addr,
     /// The innermost frame, null when it runs no Python code.
     pub current_frame: Addr,
     /// Whether it waits for the GIL, as far as is known of what the kernel said: it comes by itself, and needs no waking.
@@ -164,6 +172,7 @@ impl<M: Memory + ?Sized> Decoder<'_, M> {
             ident: thread.ident,
             main: thread.main,
             status: Status(thread.status),
+            status_at: self.member(thread.address, F::thread_state_status),
             current_frame: thread.current_frame,
             wants_gil: self.gil_use(thread, os, gil).wants,
             pending,

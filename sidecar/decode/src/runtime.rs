@@ -3,6 +3,7 @@
 mod locate;
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::decoder::{Decoder, Fault};
 use crate::elf::Files;
@@ -157,6 +158,18 @@ impl Runtime {
             }
         }
         Ok(states)
+    }
+}
+
+impl Runtime {
+    /// Where each GIL lies: a thread that sleeps on a futex in there waits for it.
+    pub fn gil_ranges<M: Memory + ?Sized>(&self, memory: &M) -> Vec<Range<u64>> {
+        let limits = Limits::default();
+        let bytes = Decoder::new(memory, self, &limits).gil_bytes();
+        let gils = self.gil(memory).unwrap_or_default();
+        gils.iter()
+            .map(|state| state.gil.0..state.gil.plus(bytes).0)
+            .collect()
     }
 }
 

@@ -293,6 +293,15 @@ impl Process {
         Ok(procfs::mappings(&bytes))
     }
 
+    /// The soft limit of the size of its first thread's stack, in bytes; 8 MiB, the kernel's default, where it may not be
+    /// seen.
+    pub fn stack_limit(&self) -> u64 {
+        self.proc_file("limits")
+            .ok()
+            .and_then(|text| procfs::stack_limit(&text))
+            .unwrap_or(8 << 20)
+    }
+
     /// Opens the very file that is mapped there, deleted or replaced on disk as it may be.
     ///
     /// `None` when no way leads to exactly that file: reading another build's offsets would be worse than reading none.

@@ -94,6 +94,9 @@ pub struct Status {
     pub effective: u64,
     /// How many threads the process has.
     pub threads: u32,
+    /// Whether the processor keeps the return addresses a second time, on a stack that nobody may write:
+    /// <https://docs.kernel.org/arch/x86/shstk.html>.
+    pub shadow_stack: bool,
 }
 
 /// `/proc/PID/status`. `None` when the lines every kernel prints are not there.
@@ -125,6 +128,7 @@ pub fn status(text: &[u8]) -> Option<Status> {
             "CapPrm" => status.permitted = u64::from_str_radix(numbers.next()?, 16).ok()?,
             "CapEff" => status.effective = u64::from_str_radix(numbers.next()?, 16).ok()?,
             "Threads" => status.threads = numbers.next()?.parse().ok()?,
+            "x86_Thread_features" => status.shadow_stack = numbers.any(|name| name == "shstk"),
             _ => {}
         }
     }
@@ -138,6 +142,46 @@ fn four<'a>(mut numbers: impl Iterator<Item = &'a str>) -> Option<[u32; 4]> {
     }
     Some(out)
 }
+
+/// The soft limit of the size of the first thread's stack, from `/proc/PID/limits`, in bytes: `u64::MAX` when there is
+/// none, `None` when the line cannot be read.
+pub fn stack_limit(text: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(text);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Max stack size"))?;
+    match line.split_ascii_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
+/// How much room there is below an address on a stack, in bytes. The first thread's stack grows as far as `limit` allows
+/// and nothing is in its way; those of others are as large as they are mapped.
+pub fn stack_room(mappings: &[Mapping], limit: u64, at: u64) -> u64 {
+    let Some(index) = mappings
+        .iter()
+        .position(|mapping| (mapping.start..mapping.end).contains(&at))
+    else {
+        return 0;
+    };
+    let below = index
+        .checked_sub(1)
+        .and_then(|index| mappings.get(index))
+        .map_or(0, |mapping| mapping.end.saturating_add(STACK_GUARD));
+    let Some(stack) = mappings.get(index).filter(|mapping| mapping.writable) else {
+        return 0;
+    };
+    let floor = if stack.path == "[stack]" {
+        stack.start.min(stack.end.saturating_sub(limit).max(below))
+    } else {
+        stack.start
+    };
+    at.saturating_sub(floor)
+}
+
+/// What the kernel keeps free below a stack that grows: `stack_guard_gap`, 256 pages.
+const STACK_GUARD: u64 = 1 << 20;
 
 /// The system call a thread is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +221,44 @@ pub fn command(text: &[u8], count: usize, bytes: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stack_has_room_down_to_its_mapping_and_the_first_down_to_its_limit() {
+        let text = b"1000000-1100000 rw-p 00000000 00:00 0 \n\
+            1100000-1101000 ---p 00000000 00:00 0 \n\
+            1101000-1201000 rw-p 00000000 00:00 0 \n\
+            7f0000000000-7f0000100000 rw-p 00000000 00:00 0 \n\
+            7fff00000000-7fff00021000 rw-p 00000000 00:00 0      [stack]\n";
+        let maps = mappings(text);
+        assert_eq!(stack_room(&maps, 8 << 20, 0x0120_0000), 0xff000);
+        assert_eq!(
+            stack_room(&maps, 8 << 20, 0x7fff_0002_0000),
+            (8 << 20) - 0x1000
+        );
+        // What is mapped already is there, whatever the limit is now.
+        assert_eq!(stack_room(&maps, 4096, 0x7fff_0002_0000), 0x20000);
+        let room = 0x7fff_0002_0000 - 0x7f00_0010_0000 - (1 << 20);
+        assert_eq!(stack_room(&maps, u64::MAX, 0x7fff_0002_0000), room);
+        assert_eq!(stack_room(&maps, 8 << 20, 0x0110_0800), 0);
+        assert_eq!(stack_room(&maps, 8 << 20, 0x5000), 0);
+        assert_eq!(stack_room(&[], 8 << 20, 0x5000), 0);
+    }
+
+    #[test]
+    fn a_limit_of_the_stack_is_bytes_or_none() {
+        let text =
+            b"Limit                     Soft Limit           Hard Limit           Units     \n\
+            Max stack size            8388608              unlimited            bytes     \n";
+        assert_eq!(stack_limit(text), Some(8 << 20));
+        assert_eq!(
+            stack_limit(
+                b"Max stack size            unlimited            unlimited            bytes\n"
+            ),
+            Some(u64::MAX)
+        );
+        assert_eq!(stack_limit(b"Max stack size  many\n"), None);
+        assert_eq!(stack_limit(b""), None);
+    }
 
     #[test]
     fn a_mapping_with_blanks_in_its_path() {
@@ -249,6 +331,7 @@ mod tests {
                 permitted: 0xa804_25fb,
                 effective: 1 << 19,
                 threads: 4,
+                shadow_stack: false,
             }
         );
         assert_eq!(super::status(b"Name:\tpython\n"), None);

@@ -9,6 +9,7 @@
     reason = "nix's waitpid loses the status of a real-time signal, and its detach cannot send one"
 )]
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,7 +92,18 @@ pub struct Released {
 #[derive(Debug)]
 enum Command {
     Hold(Vec<u64>, Sender<Result<Vec<u64>, Failure>>),
+    At(u64, Work),
     Release,
+}
+
+/// Something done to a thread that stands still, `None` when it does not: it has ended, was never held, or is about to
+/// get a signal.
+struct Work(Box<dyn FnOnce(Option<Pid>) + Send>);
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Work")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -248,6 +260,23 @@ impl StopGuard {
         Ok(())
     }
 
+    /// Does something to a thread that stands still in its own course, not before a signal. It is done by the thread that
+    /// holds it, which is the only one that the kernel lets at its registers, and which lets nothing go meanwhile; so it
+    /// has to be short.
+    pub(crate) fn at<R: Send + 'static>(
+        &self,
+        tid: u64,
+        work: impl FnOnce(Pid) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (reply, answer) = channel();
+        let work = Work(Box::new(move |thread| {
+            // Whoever asked waits for it.
+            let _ = reply.send(thread.map(work));
+        }));
+        self.commands.send(Command::At(tid, work)).ok()?;
+        answer.recv().ok().flatten()
+    }
+
     /// Lets them go and says how long they stood still.
     pub fn release(mut self) -> Released {
         self.end();
@@ -326,6 +355,13 @@ fn trace(inbox: &Receiver<Command>, deadline: Instant, shared: &Shared) {
                 if failed {
                     return;
                 }
+            }
+            Ok(Command::At(tid, Work(work))) => {
+                let thread = held
+                    .iter()
+                    .find(|thread: &&Held| u64::from(thread.tid.unsigned_abs()) == tid)
+                    .filter(|thread| thread.stopped && thread.signal == 0);
+                work(thread.map(|thread| Pid::from_raw(thread.tid)));
             }
             Ok(Command::Release) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {

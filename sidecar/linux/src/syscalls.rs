@@ -105,6 +105,12 @@ pub(crate) fn lookup(number: u64) -> Call {
     }
 }
 
+/// The number of the call of this name.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    let call: Sysno = name.parse().ok()?;
+    u64::try_from(call.id()).ok()
+}
+
 /// What is worth showing of the call of this name.
 pub(crate) fn subject(name: &str) -> Subject {
     match name {
@@ -193,6 +199,15 @@ mod tests {
 
     fn number(number: libc::c_long) -> u64 {
         u64::try_from(number).unwrap()
+    }
+
+    #[test]
+    fn a_name_has_the_number_that_has_the_name() {
+        for known in [libc::SYS_read, libc::SYS_futex, libc::SYS_clock_nanosleep] {
+            let known = number(known);
+            assert_eq!(super::number(lookup(known).name.unwrap()), Some(known));
+        }
+        assert_eq!(super::number("no such call"), None);
     }
 
     #[test]

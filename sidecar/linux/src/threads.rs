@@ -134,6 +134,13 @@ impl Process {
         }
     }
 
+    /// The system call that a thread waits in: its number and arguments. A wait that is being resumed after a stop counts
+    /// as what it was, as far as that can be told; while the thread is stopped it cannot.
+    pub fn wait_of(&self, tid: u64) -> Option<(u64, [u64; 6])> {
+        let (line, call) = self.call(tid)?;
+        Some((syscalls::number(call.name?)?, line.args))
+    }
+
     /// `/proc/PID/task/TID/stat`.
     pub fn thread_stat(&self, tid: u64) -> Option<Stat> {
         procfs::stat(&self.proc_file(format!("task/{tid}/stat")).ok()?)

@@ -10,7 +10,8 @@ use nix::unistd::Pid;
 use rustix::fs::OFlags;
 use sidewinder_decode::Addr;
 
-use crate::stop::{StopError, stop};
+use crate::stop::{StopError, StopGuard, stop};
+use crate::stopped::Stopped;
 use crate::{Error, Process};
 
 /// The longest a thread is held to write a request or to take it back.
@@ -138,10 +139,14 @@ pub struct Armed<'a> {
     finished: bool,
 }
 
+/// What is done to a thread while it stands still, after its request was written.
+pub type Wake<'a> = &'a mut dyn FnMut(&Stopped<'_>);
+
 /// Writes a request for the thread to run the file at `path` (as the target sees it).
 ///
-/// With `hold` the thread stands still meanwhile, which ends some waits (`epoll_wait`); without, the writes race with
-/// the thread as CPython's own `sys.remote_exec` does, and whoever waits sets the bit again.
+/// With `wake` the thread stands still meanwhile, which ends some waits (`epoll_wait`), and is looked at before it goes
+/// on; without, the writes race with the thread as CPython's own `sys.remote_exec` does, and whoever waits sets the bit
+/// again.
 ///
 /// # Errors
 /// [`ArmError`]; nothing is armed then.
@@ -150,7 +155,7 @@ pub fn arm<'a>(
     tid: u64,
     slot: RequestSlot,
     path: &str,
-    hold: bool,
+    wake: Option<Wake<'_>>,
 ) -> Result<Armed<'a>, ArmError> {
     let mut path = path.as_bytes().to_vec();
     path.push(0);
@@ -159,10 +164,9 @@ pub fn arm<'a>(
             limit: slot.path_size.saturating_sub(1),
         });
     }
-    let guard = if hold {
-        Some(stop(process, &[tid], MAX_STOP)?)
-    } else {
-        None
+    let guard = match &wake {
+        Some(_) => Some(stop(process, &[tid], MAX_STOP)?),
+        None => None,
     };
     let gone = match &guard {
         Some(guard) => guard.tids().is_empty(),
@@ -190,10 +194,21 @@ pub fn arm<'a>(
     armed.finished = false;
     armed.writer.write(slot.pending, &1_i32.to_le_bytes())?;
     armed.set_bit()?;
-    if let Some(guard) = guard {
+    if let (Some(guard), Some(wake)) = (guard, wake) {
+        wake(&armed.stopped(&guard));
         armed.paused = guard.release().paused;
     }
     Ok(armed)
+}
+
+/// Holds one thread still, does something to it, and says how long that took.
+///
+/// # Errors
+/// [`StopError`]; nothing was done then.
+pub fn hold(process: &Process, tid: u64, wake: Wake<'_>) -> Result<Duration, StopError> {
+    let guard = stop(process, &[tid], MAX_STOP)?;
+    wake(&Stopped::new(process, &guard, tid));
+    Ok(guard.release().paused)
 }
 
 impl Armed<'_> {
@@ -244,27 +259,32 @@ impl Armed<'_> {
         }
     }
 
-    /// Interrupts whatever the thread waits for, with no signal that it or its parent could see. Where the wait is one
-    /// that returns EINTR after a stop (`epoll_wait`), Python runs the request. The bit is set again where a signal
-    /// handler that raised made the interpreter clear it without looking.
+    /// Interrupts whatever the thread waits for, with no signal that it or its parent could see, and looks at it before it
+    /// goes on. Where the wait is one that returns EINTR after a stop (`epoll_wait`), that is enough for Python to run the
+    /// request. The bit is set again where a signal handler that raised made the interpreter clear it without looking.
     ///
     /// # Errors
     /// [`StopError`]; the request still waits then.
-    pub fn interrupt(&mut self) -> Result<(), StopError> {
+    pub fn interrupt(&mut self, wake: Wake<'_>) -> Result<(), StopError> {
         let guard = stop(self.writer.process, &[self.tid], MAX_STOP)?;
         let result = match self.pending() {
             Ok(0) => Ok(()),
-            Ok(_) => self.set_bit(),
+            Ok(_) => self.set_bit().map(|()| wake(&self.stopped(&guard))),
             Err(error) => Err(error),
         };
         self.paused += guard.release().paused;
         Ok(result?)
     }
 
-    /// Takes the request back, with the thread held still where it can be.
-    pub fn disarm(mut self) -> (Disarmed, Duration) {
-        let outcome = self.take_back();
+    /// Takes the request back, with the thread held still where it can be; `undo` is done to it then, if the request had
+    /// not been accepted.
+    pub fn disarm(mut self, undo: Wake<'_>) -> (Disarmed, Duration) {
+        let outcome = self.take_back(undo);
         (outcome, self.paused)
+    }
+
+    fn stopped<'b>(&'b self, guard: &'b StopGuard) -> Stopped<'b> {
+        Stopped::new(self.writer.process, guard, self.tid)
     }
 
     /// Ends the guard of a request that the thread has accepted.
@@ -273,7 +293,7 @@ impl Armed<'_> {
         self.paused
     }
 
-    fn take_back(&mut self) -> Disarmed {
+    fn take_back(&mut self, undo: Wake<'_>) -> Disarmed {
         if self.finished {
             return Disarmed::Accepted;
         }
@@ -282,6 +302,9 @@ impl Armed<'_> {
         let guard = stop(self.writer.process, &[self.tid], MAX_STOP).ok();
         let result = take_back(&self.writer, self.slot, &self.path);
         if let Some(guard) = guard {
+            if let Ok(true) = result {
+                undo(&self.stopped(&guard));
+            }
             self.paused += guard.release().paused;
         }
         match result {
@@ -305,7 +328,7 @@ impl Armed<'_> {
 impl Drop for Armed<'_> {
     fn drop(&mut self) {
         if !self.finished {
-            self.take_back();
+            self.take_back(&mut |_| {});
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use sidewinder_decode::remote_exec::{self, InterpreterSupport, ThreadSupport};
 use sidewinder_decode::still::Any;
-use sidewinder_decode::{Limits, OsThread, Runtime};
+use sidewinder_decode::{Addr, Limits, OsThread, Runtime};
 use sidewinder_linux::Process;
-use sidewinder_model::{ExecRequest, Locals, Reason, ThreadChoice, ThreadState};
+use sidewinder_model::{ExecRequest, Locals, Reason, Stacks, ThreadChoice, ThreadState};
 
 use super::{Refusal, payload, refuse};
 use crate::discover;
@@ -17,6 +17,18 @@ pub(super) struct Candidate {
     pub(super) tid: u64,
     pub(super) support: ThreadSupport,
     pub(super) os: Option<OsThread>,
+    /// The address of the interpreter that is to run the script, and whether it is the main one.
+    pub(super) interpreter: Addr,
+    pub(super) main_interpreter: bool,
+    /// Where the state of each of its thread states stands: inside another interpreter it has several.
+    pub(super) statuses: Vec<Addr>,
+}
+
+impl Candidate {
+    /// Whether it is the thread that runs signal handlers and pending calls.
+    pub(super) fn is_main(&self) -> bool {
+        self.main_interpreter && self.support.main
+    }
 }
 
 /// The threads to ask, in order.
@@ -87,8 +99,17 @@ pub(super) fn candidates(
             ),
         ));
     }
-    let chosen = chosen(process, request, interpreter, &threads)?;
-    without_running_scripts(process, runtime, &threads, chosen)
+    let mut chosen = chosen(process, request, interpreter, &threads)?;
+    let states = support.interpreters.iter().flat_map(|one| &one.threads);
+    for state in states {
+        for candidate in chosen
+            .iter_mut()
+            .filter(|candidate| Some(candidate.tid) == state.tid)
+        {
+            candidate.statuses.push(state.status_at);
+        }
+    }
+    without_running_scripts(process, runtime, &threads, request.thread, chosen)
 }
 
 /// The threads that the request names.
@@ -110,6 +131,9 @@ fn chosen(
                 tid,
                 support: *support,
                 os,
+                interpreter: interpreter.address,
+                main_interpreter: interpreter.id == 0,
+                statuses: Vec::new(),
             })
         })
         .collect();
@@ -121,7 +145,17 @@ fn chosen(
                 .iter()
                 .position(|one| one.support.main)
                 .or_else(|| all.iter().position(|one| one.support.ns_tid == ns_pid));
-            main.map(|index| vec![all.swap_remove(index)])
+            main.map(|index| {
+                let main = all.swap_remove(index);
+                let mut chosen = vec![main];
+                if request.thread == ThreadChoice::Auto {
+                    // A script that needs the main thread says so.
+                    all.sort_by_key(eagerness);
+                    chosen.append(&mut all);
+                    chosen.truncate(MAX_CANDIDATES);
+                }
+                chosen
+            })
         }
         ThreadChoice::Any => {
             all.sort_by_key(eagerness);
@@ -152,15 +186,21 @@ fn chosen(
     })
 }
 
-/// Who is likely to come by soonest: threads that run, then waits that an interrupt ends, then the rest; the main
-/// thread last of its kind, since it is the one the application would miss most.
+/// Who is likely to come by soonest: threads that run, then waits that an interrupt ends, then those that can be made
+/// to return; the main thread last of its kind, since it is the one the application would miss most. Last of all those
+/// that wait for a lock: a script that waits for the same one would be handed what they wait for. The main thread's wait
+/// for a lock is left before the script runs.
 fn eagerness(candidate: &Candidate) -> (u8, bool) {
     let kind = match &candidate.os {
         Some(os) if os.state != ThreadState::Blocked => 0,
         Some(OsThread {
             syscall: Some(syscall),
             ..
-        }) if syscall.name.starts_with("epoll_") => 1,
+        }) => match syscall.name.as_str() {
+            name if name.starts_with("epoll_") => 1,
+            "futex" if !candidate.is_main() => 3,
+            _ => 2,
+        },
         _ => 2,
     };
     (kind, candidate.support.main)
@@ -171,29 +211,40 @@ fn without_running_scripts(
     process: &Process,
     runtime: &Runtime,
     threads: &[OsThread],
+    choice: ThreadChoice,
     chosen: Vec<Candidate>,
 ) -> Result<Vec<Candidate>, Refusal> {
-    let stacks =
-        sidewinder_decode::stacks(process, runtime, threads, Locals::None, &Limits::default());
-    let runs = |tid: u64| {
-        stacks
-            .interpreters
-            .iter()
-            .flat_map(|interpreter| &interpreter.threads)
-            .filter(|thread| thread.tid == tid)
-            .flat_map(|thread| &thread.frames)
-            .any(|frame| &*frame.function == payload::FUNCTION)
-    };
+    let stacks = stacks(process, runtime, threads);
+    let first = chosen.first().map(|one| one.tid);
     let (busy, free): (Vec<Candidate>, Vec<Candidate>) =
-        chosen.into_iter().partition(|one| runs(one.tid));
-    match (free.is_empty(), busy.first()) {
-        (true, Some(one)) => Err(refuse(
-            Reason::TargetBusy,
-            format!(
-                "an earlier script still runs in thread {}: wait for it to end, or use another thread",
-                one.tid
-            ),
-        )),
+        chosen.into_iter().partition(|one| runs(&stacks, one.tid));
+    match busy.first() {
+        // Whoever asks for the main thread if possible waits for it while it runs a script.
+        Some(one)
+            if free.is_empty() || (choice == ThreadChoice::Auto && first == Some(one.tid)) =>
+        {
+            Err(refuse(
+                Reason::TargetBusy,
+                format!(
+                    "an earlier script still runs in thread {}: wait for it to end, or use another thread",
+                    one.tid
+                ),
+            ))
+        }
         _ => Ok(free),
     }
+}
+
+fn stacks(process: &Process, runtime: &Runtime, threads: &[OsThread]) -> Stacks {
+    sidewinder_decode::stacks(process, runtime, threads, Locals::None, &Limits::default())
+}
+
+fn runs(stacks: &Stacks, tid: u64) -> bool {
+    stacks
+        .interpreters
+        .iter()
+        .flat_map(|interpreter| &interpreter.threads)
+        .filter(|thread| thread.tid == tid)
+        .flat_map(|thread| &thread.frames)
+        .any(|frame| &*frame.function == payload::FUNCTION)
 }

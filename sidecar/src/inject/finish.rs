@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sidewinder_linux::carrier::Carrier;
 use sidewinder_linux::stop::StopError;
+use sidewinder_linux::stopped::Stopped;
 use sidewinder_linux::write::{ArmError, Disarmed, arm};
 use sidewinder_model::{Reason, WakePolicy};
 
@@ -95,12 +96,14 @@ impl Run<'_> {
             .will_arm(self.process, slot(&candidate.support))
             .map_err(|error| format!("the script's carrier has ended: {error}"))?;
         let request = loop {
+            let mut let_go = |_: &Stopped<'_>| {};
+            let wake = (self.policy != WakePolicy::Never).then_some(&mut let_go as _);
             match arm(
                 self.process,
                 candidate.tid,
                 slot(&candidate.support),
                 carrier.script_path(),
-                self.policy != WakePolicy::Never,
+                wake,
             ) {
                 Ok(armed) => break armed,
                 Err(ArmError::Expired { .. } | ArmError::Stop(StopError::Traced { .. }))
@@ -118,7 +121,7 @@ impl Run<'_> {
                 break;
             }
         }
-        let (disarmed, paused) = request.disarm();
+        let (disarmed, paused) = request.disarm(&mut |_| {});
         self.paused += paused;
         if let Disarmed::StillArmed(error) = disarmed {
             self.outcome.disarmed = false;

@@ -162,3 +162,56 @@ impl PendingCalls {
         })
     }
 }
+
+/// Bytes to be written, and where.
+pub type Writes = Vec<(Addr, Vec<u8>)>;
+
+impl Queue {
+    /// What to write so that the interpreter calls `function(0)`: the entry, the place of the one after it, how many there
+    /// are. The thread that makes the calls stands still meanwhile.
+    pub fn with(&self, calls: &PendingCalls, function: Addr) -> Option<Writes> {
+        if !self.takes_one() {
+            return None;
+        }
+        let mut entry = function.0.to_le_bytes().to_vec();
+        entry.resize(usize::try_from(ENTRY).ok()?, 0);
+        Some(vec![
+            (self.entry, entry),
+            (calls.next, self.after.to_le_bytes().to_vec()),
+            (
+                calls.npending,
+                self.npending.checked_add(1)?.to_le_bytes().to_vec(),
+            ),
+        ])
+    }
+
+    /// What to write so that the last call is not made, if it is `function(0)` and nobody is at the queue.
+    pub fn without_last<M: Memory + ?Sized>(
+        &self,
+        memory: &M,
+        calls: &PendingCalls,
+        function: Addr,
+    ) -> Option<Writes> {
+        if self.locked || self.handled {
+            return None;
+        }
+        let left = self.npending.checked_sub(1)?;
+        let last = self
+            .next
+            .checked_add(CAPACITY.checked_sub(1)?)?
+            .checked_rem(CAPACITY)?;
+        let at = calls.calls.plus(u64::from(last).saturating_mul(ENTRY));
+        let mut there = [0; 24];
+        memory.read(at, &mut there).ok()?;
+        let mut ours = [0; 24];
+        ours.get_mut(..8)?
+            .copy_from_slice(&function.0.to_le_bytes());
+        (there == ours).then(|| {
+            vec![
+                (calls.npending, left.to_le_bytes().to_vec()),
+                (calls.next, last.to_le_bytes().to_vec()),
+                (at, vec![0; 24]),
+            ]
+        })
+    }
+}

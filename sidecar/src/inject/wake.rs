@@ -1,0 +1,271 @@
+//! Making a blocked thread answer: what is looked at while it stands still, and what is done then.
+
+mod choose;
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use sidewinder_decode::native::{Entry, Native};
+use sidewinder_decode::remote_exec::{
+    CALLS_TO_DO, PendingCalls, Queue, Signals, Status, pending_calls,
+};
+use sidewinder_decode::{Addr, Mapping, Memory as _, Runtime};
+use sidewinder_linux::registers::{CALL_STACK, Registers};
+use sidewinder_linux::stopped::{Failure, Stopped};
+use sidewinder_linux::{Process, procfs};
+use sidewinder_model::{Wake, WakePolicy};
+
+use super::choose::Candidate;
+use choose::{Call, Obstacle, Seen, Step, Tried, step};
+
+/// Has one thread answer one request.
+pub(super) struct Waker<'a> {
+    process: &'a Process,
+    runtime: &'a Runtime,
+    candidate: &'a Candidate,
+    policy: WakePolicy,
+    prepared: Option<Prepared>,
+    /// What it waited in before it was stopped.
+    wait: Option<(u64, [u64; 6])>,
+    tried: Tried,
+    wake: Wake,
+    obstacle: Option<(Obstacle, Option<&'static str>)>,
+}
+
+/// What is looked up before the thread stands still.
+struct Prepared {
+    native: Native,
+    mappings: Vec<Mapping>,
+    stack_limit: u64,
+    shadow_stack: bool,
+    gils: Vec<Range<u64>>,
+    queue: Option<PendingCalls>,
+    signals: Option<Signals>,
+}
+
+impl<'a> Waker<'a> {
+    pub(super) fn new(
+        process: &'a Process,
+        runtime: &'a Runtime,
+        candidate: &'a Candidate,
+        policy: WakePolicy,
+    ) -> Self {
+        Self {
+            process,
+            runtime,
+            candidate,
+            policy,
+            prepared: None,
+            wait: None,
+            tried: Tried::default(),
+            wake: Wake::None,
+            obstacle: None,
+        }
+    }
+
+    /// How the thread has been made to answer so far.
+    pub(super) fn wake(&self) -> Wake {
+        self.wake
+    }
+
+    /// Why it has not answered, as far as it was seen.
+    pub(super) fn obstacle(&self) -> Option<String> {
+        let (obstacle, call) = self.obstacle?;
+        let mut text = String::new();
+        if let Some(call) = call {
+            // Writing to a string does not fail.
+            let _ = write!(text, "in {call}: ");
+        }
+        let _ = write!(text, "{obstacle}");
+        Some(text)
+    }
+
+    /// Looks up what a step may need, before the thread stands still. The first time costs about a millisecond, so this is
+    /// not for a thread that comes by itself.
+    pub(super) fn prepare(&mut self) {
+        if self.policy != WakePolicy::Auto {
+            return;
+        }
+        self.wait = self.process.wait_of(self.candidate.tid);
+        if self.prepared.is_some() {
+            return;
+        }
+        let Ok(mappings) = self.process.mappings() else {
+            return;
+        };
+        let main = self.candidate.is_main();
+        self.prepared = Some(Prepared {
+            native: Native::prepare(self.process, &mappings, self.runtime),
+            mappings,
+            stack_limit: self.process.stack_limit(),
+            shadow_stack: self
+                .process
+                .thread_status(self.candidate.tid)
+                .is_none_or(|status| status.shadow_stack),
+            gils: self.runtime.gil_ranges(self.process),
+            queue: main
+                .then(|| pending_calls(self.process, self.runtime, self.candidate.interpreter))
+                .flatten(),
+            signals: main
+                .then(|| Signals::locate(self.process, self.runtime))
+                .flatten(),
+        });
+    }
+
+    /// Does to the thread what fits what it is in.
+    pub(super) fn act(&mut self, stopped: &Stopped<'_>) {
+        // About to get a signal, it comes by; in another wait than before, it is looked at again.
+        let Some(registers) = stopped
+            .registers()
+            .and_then(|registers| registers.resumed(self.wait))
+        else {
+            return;
+        };
+        let step = self.decide(&registers);
+        let done = match step {
+            Step::LetGo | Step::Cannot(_) => true,
+            Step::ForceReturn => stopped
+                .fail_call(&registers, Failure::Interrupted, Vec::new())
+                .is_ok(),
+            Step::QueueCall => self.queue(stopped, &registers),
+            Step::InPlace(resume) => self.entry().is_some_and(|entry| {
+                let state = self.candidate.support.thread_state;
+                stopped
+                    .call_in_place(&registers, resume, entry, state)
+                    .is_ok()
+            }),
+        };
+        let blocked = registers.interrupted().is_some();
+        self.tried.stopped |= blocked;
+        if !done {
+            return;
+        }
+        self.obstacle = None;
+        match step {
+            Step::LetGo if !blocked => {}
+            Step::Cannot(obstacle) => self.obstacle = Some((obstacle, registers.call_name())),
+            _ => self.wake = step.wake(),
+        }
+        self.tried.forced |= step == Step::ForceReturn;
+        self.tried.queued |= step == Step::QueueCall;
+    }
+
+    /// Whether a signal waits for its Python handler.
+    pub(super) fn tripped(&self) -> bool {
+        self.prepared
+            .as_ref()
+            .and_then(|p| p.signals.as_ref())
+            .is_some_and(|signals| self.word(signals.is_tripped).is_none_or(|word| word != 0))
+    }
+
+    /// Whether the GIL is with any of its thread states. What cannot be read is taken for the worst.
+    fn attached(&self) -> bool {
+        let mut statuses = self.candidate.statuses.iter();
+        statuses.any(|at| self.word(*at).is_none_or(|status| Status(status).active()))
+    }
+
+    fn word(&self, at: Addr) -> Option<u32> {
+        let mut word = [0; 4];
+        self.process.read(at, &mut word).ok()?;
+        Some(u32::from_le_bytes(word))
+    }
+
+    /// Takes back what was done for a request that was not accepted.
+    pub(super) fn undo(&self, stopped: &Stopped<'_>) {
+        let writes = || {
+            let (calls, queue) = self.prepared.as_ref()?.queue(self.process)?;
+            queue.without_last(self.process, calls, self.entry()?.check_signals)
+        };
+        if self.tried.queued
+            && let Some(writes) = writes()
+        {
+            // Left there, it would be a call that finds nothing to do.
+            let _ = stopped.write(writes);
+        }
+    }
+
+    fn queue(&self, stopped: &Stopped<'_>, registers: &Registers) -> bool {
+        let writes = || {
+            let (calls, queue) = self.prepared.as_ref()?.queue(self.process)?;
+            let mut writes = queue.with(calls, self.entry()?.check_signals)?;
+            let eval_breaker = self.candidate.support.eval_breaker;
+            let mut events = [0];
+            self.process.read(eval_breaker, &mut events).ok()?;
+            writes.push((eval_breaker, vec![events[0] | CALLS_TO_DO]));
+            Some(writes)
+        };
+        writes().is_some_and(|writes| {
+            stopped
+                .fail_call(registers, Failure::Interrupted, writes)
+                .is_ok()
+        })
+    }
+
+    fn entry(&self) -> Option<&Entry> {
+        self.prepared.as_ref()?.native.entry.as_ref().ok()
+    }
+
+    fn decide(&self, registers: &Registers) -> Step {
+        let Some(prepared) = &self.prepared else {
+            return Step::LetGo;
+        };
+        let statuses = &self.candidate.statuses;
+        let name = registers.call_name().unwrap_or("a system call");
+        let call = registers.interrupted().map(|interrupted| Call {
+            name,
+            interrupted,
+            own: prepared
+                .native
+                .caller(self.process, &registers.unwind())
+                .map(|caller| caller.own),
+            for_gil: name == "futex" && prepared.waits_for_gil(registers.arguments()[0]),
+            unix_connect: name == "connect" && self.unix_address(registers.arguments()[1]),
+        });
+        step(&Seen {
+            policy: self.policy,
+            call,
+            attached: self.attached(),
+            main: self.candidate.is_main(),
+            tripped: self.tripped(),
+            innermost: statuses.len() <= 1
+                || self
+                    .word(self.candidate.support.status_at)
+                    .is_some_and(|status| Status(status).bound_gilstate()),
+            queue: prepared.native.entry.is_ok()
+                && prepared
+                    .queue(self.process)
+                    .is_some_and(|(_, queue)| queue.takes_one()),
+            not_in_place: prepared.not_in_place(registers),
+            tried: self.tried,
+        })
+    }
+
+    /// Whether a `struct sockaddr` of the target is that of a Unix socket.
+    fn unix_address(&self, at: u64) -> bool {
+        let mut family = [0; 2];
+        self.process.read(Addr(at), &mut family).is_ok() && u16::from_le_bytes(family) == 1
+    }
+}
+
+impl Prepared {
+    fn queue(&self, process: &Process) -> Option<(&PendingCalls, Queue)> {
+        let calls = self.queue.as_ref()?;
+        Some((calls, calls.read(process)?))
+    }
+
+    fn waits_for_gil(&self, futex: u64) -> bool {
+        self.gils.iter().any(|gil| gil.contains(&futex))
+    }
+
+    fn not_in_place(&self, registers: &Registers) -> Option<Obstacle> {
+        if self.native.entry.is_err() {
+            return Some(Obstacle::NoEntry);
+        }
+        if self.shadow_stack {
+            return Some(Obstacle::ShadowStack);
+        }
+        let at = registers.stack_pointer();
+        let room = procfs::stack_room(&self.mappings, self.stack_limit, at);
+        (room < CALL_STACK).then_some(Obstacle::Stack)
+    }
+}
