@@ -1,5 +1,6 @@
 //! `cargo e2e bench`: the numbers of docs/performance.md, each beside what it has to be compared with.
 
+mod exec;
 mod figures;
 mod max_rss;
 mod read;
@@ -31,6 +32,9 @@ pub enum Name {
     Snapshots,
     /// The most memory that `tasks` takes at 100 000 tasks
     Memory,
+    /// From request to started script beside `sys.remote_exec`, and 10 000 scripts in a row in a busy process and in one
+    /// whose threads wait
+    Exec,
 }
 
 /// Runs `name`, or all, and prints the tables.
@@ -42,7 +46,8 @@ pub fn run(name: Option<Name>, on: &Where) -> Result<()> {
     match name {
         None => {
             session::run(on)?;
-            read::run(&read::Part::ALL)
+            read::run(&read::Part::ALL)?;
+            exec::run()
         }
         Some(Name::Session) => session::run(on),
         Some(Name::Read) => read::run(&read::Part::ALL),
@@ -51,6 +56,7 @@ pub fn run(name: Option<Name>, on: &Where) -> Result<()> {
         Some(Name::Stacks) => read::run(&[read::Part::Stacks]),
         Some(Name::Snapshots) => read::run(&[read::Part::Snapshots]),
         Some(Name::Memory) => read::run(&[read::Part::Memory]),
+        Some(Name::Exec) => exec::run(),
     }
 }
 

@@ -202,8 +202,14 @@ impl Run<'_> {
                 Ok(Asked::NotInTime) => {
                     obstacles.extend(waker.obstacle().map(|why| (thread.tid, why)));
                 }
-                // Another thread may still do.
-                Err(refusal) if refusal.reason == Reason::TargetBusy && count > 1 => {
+                // Another thread may still do: this one is somebody else's, does not stop, or has ended.
+                Err(refusal)
+                    if count > 1
+                        && matches!(
+                            refusal.reason,
+                            Reason::TargetBusy | Reason::TargetBlocked | Reason::NoPythonProcess
+                        ) =>
+                {
                     busy = Some(refusal);
                 }
                 Err(refusal) => return Err(refusal),

@@ -2,11 +2,11 @@
 
 mod memory;
 mod pauses;
-mod python;
+pub(super) mod python;
 mod rounds;
 mod snapshots;
 mod stacks;
-mod target;
+pub(super) mod target;
 mod tasks;
 
 use std::path::PathBuf;

@@ -55,13 +55,16 @@ pub enum StopError {
         /// The process.
         pid: i32,
     },
-    /// A thread did not stop in time: it is in uninterruptible sleep.
-    #[error("thread {tid} of process {pid} did not stop: it is in uninterruptible sleep (state D)")]
+    /// A thread did not stop in time: it is in uninterruptible sleep, or got no processor to stop on.
+    #[error("thread {tid} of process {pid} did not stop: {}",
+        if *uninterruptible { "it is in uninterruptible sleep (state D)" } else { "it got no processor for half a second" })]
     Unstoppable {
         /// The process.
         pid: i32,
         /// The thread.
         tid: u64,
+        /// Whether it was in uninterruptible sleep when it was given up.
+        uninterruptible: bool,
     },
     /// It may not be traced, or has ended.
     #[error(transparent)]
@@ -240,13 +243,13 @@ impl StopGuard {
             // The limit was over before these could be stopped.
             None => {
                 let tid = tids.first().copied().unwrap_or_default();
-                return Err(StopError::Unstoppable { pid, tid });
+                return Err(unstoppable(process, tid));
             }
             Some(Err(failure)) => {
                 self.end();
                 return Err(match failure {
                     Failure::GroupStop => StopError::StoppedBySignal { pid },
-                    Failure::Unstoppable(tid) => StopError::Unstoppable { pid, tid },
+                    Failure::Unstoppable(tid) => unstoppable(process, tid),
                     Failure::Refused(tid, errno) => refused(process, tid, errno),
                 });
             }
@@ -307,6 +310,15 @@ impl StopGuard {
 impl Drop for StopGuard {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+fn unstoppable(process: &Process, tid: u64) -> StopError {
+    let state = process.thread_stat(tid).map(|stat| stat.state);
+    StopError::Unstoppable {
+        pid: process.pid(),
+        tid,
+        uninterruptible: state == Some('D'),
     }
 }
 

@@ -297,12 +297,12 @@ fn stop_refusal(error: &StopError) -> Refusal {
     refuse(reason, discover::sentence(error))
 }
 
-/// Whether asking again may do: `attempts` are left for a thread that was let go too early, and somebody else's request is
-/// waited for.
+/// Whether asking again may do: `attempts` are left for a thread that was let go too early; somebody else's request is
+/// waited for, and so is a thread that did not stop.
 fn passes(error: &ArmError, attempts: u32) -> bool {
     match error {
         ArmError::Expired { .. } => attempts > 0,
-        ArmError::Outstanding { .. } => true,
+        ArmError::Outstanding { .. } | ArmError::Stop(StopError::Unstoppable { .. }) => true,
         _ => false,
     }
 }

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 
 /// Gives this thread and all it starts mounts of their own: they end with it, however it ends, and nobody else who uses
 /// the same root folder sees them.
-pub(super) fn own_mounts() -> Result<()> {
+pub(in crate::bench) fn own_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context(
         "a mount namespace is needed for the root folders of the Pythons, and that needs root",
     )?;
@@ -33,17 +33,17 @@ pub(super) fn own_mounts() -> Result<()> {
 }
 
 /// A Python and the peers that belong to it.
-pub(super) struct Python {
+pub(in crate::bench) struct Python {
     root: PathBuf,
     peers: PathBuf,
     /// The name of its program.
     program: String,
     /// The version to the last digit.
-    pub(super) release: String,
+    pub(in crate::bench) release: String,
 }
 
 impl Python {
-    pub(super) fn open(version: &str) -> Result<Self> {
+    pub(in crate::bench) fn open(version: &str) -> Result<Self> {
         let (root, peers) = (python::root(version)?, python::peers(version)?);
         bind(&checkout().join("e2e/workloads"), &root, PROGRAMS)?;
         bind(&peers, &root, PEERS)?;
@@ -68,7 +68,7 @@ impl Python {
     }
 
     /// The interpreter, which still has to be told what to run.
-    pub(super) fn command(&self) -> Command {
+    pub(in crate::bench) fn command(&self) -> Command {
         let mut command = Command::new("chroot");
         command
             .arg(&self.root)
@@ -78,7 +78,7 @@ impl Python {
     }
 
     /// A program of e2e/workloads with its arguments. chroot(1) becomes the program, so the pid stays.
-    pub(super) fn workload(&self, arguments: &[&str]) -> Command {
+    pub(in crate::bench) fn workload(&self, arguments: &[&str]) -> Command {
         let mut command = self.command();
         if let Some((file, arguments)) = arguments.split_first() {
             command.arg(format!("{PROGRAMS}/{file}")).args(arguments);
@@ -87,27 +87,37 @@ impl Python {
     }
 
     /// The standard library's list of tasks.
-    pub(super) fn asyncio_ps(&self, pid: u32) -> Command {
+    pub(in crate::bench) fn asyncio_ps(&self, pid: u32) -> Command {
         let mut command = self.command();
         command.args(["-m", "asyncio", "ps", &pid.to_string()]);
         command
     }
 
-    pub(super) fn pystack(&self, pid: u32) -> Command {
+    /// The standard library's way to run a script in another process, again and again.
+    pub(in crate::bench) fn stock_exec(&self, pid: u32, count: usize, limit: Duration) -> Command {
+        self.workload(&[
+            "stock_exec.py",
+            &pid.to_string(),
+            &count.to_string(),
+            &limit.as_secs_f64().to_string(),
+        ])
+    }
+
+    pub(in crate::bench) fn pystack(&self, pid: u32) -> Command {
         let mut command = self.command();
         command.args(["-m", "pystack", "remote", &pid.to_string()]);
         command
     }
 
     /// A static binary: it needs no Python.
-    pub(super) fn py_spy(&self, pid: u32) -> Command {
+    pub(in crate::bench) fn py_spy(&self, pid: u32) -> Command {
         let mut command = Command::new(self.peers.join("bin/py-spy"));
         command.args(["dump", "--pid", &pid.to_string()]);
         command
     }
 
     /// The path from outside of a file inside.
-    pub(super) fn outside(&self, file: &str) -> PathBuf {
+    pub(in crate::bench) fn outside(&self, file: &str) -> PathBuf {
         self.root.join(file.trim_start_matches('/'))
     }
 }

@@ -13,16 +13,16 @@ use super::python::Python;
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// A running program of e2e/workloads; ends when it is dropped.
-pub(super) struct Target {
+pub(in crate::bench) struct Target {
     child: Child,
     stdin: ChildStdin,
     lines: mpsc::Receiver<String>,
-    pub(super) pid: u32,
+    pub(in crate::bench) pid: u32,
 }
 
 impl Target {
     /// Starts a program and waits until it says `ready`.
-    pub(super) fn start(python: &Python, arguments: &[&str]) -> Result<Self> {
+    pub(in crate::bench) fn start(python: &Python, arguments: &[&str]) -> Result<Self> {
         let mut child = python
             .workload(arguments)
             .stdin(Stdio::piped())
@@ -53,21 +53,29 @@ impl Target {
     }
 
     /// The next line it prints.
-    pub(super) fn line(&self) -> Result<String> {
+    pub(in crate::bench) fn line(&self) -> Result<String> {
         self.lines
             .recv_timeout(LIMIT)
             .with_context(|| format!("process {} prints nothing", self.pid))
     }
 
     /// The lines it has printed and nobody has asked for.
-    pub(super) fn waiting_lines(&self) -> impl Iterator<Item = String> {
+    pub(in crate::bench) fn waiting_lines(&self) -> impl Iterator<Item = String> {
         self.lines.try_iter()
     }
 
     /// Writes a line to it and returns the one that it answers.
-    pub(super) fn ask(&mut self) -> Result<String> {
+    pub(in crate::bench) fn ask(&mut self) -> Result<String> {
         self.stdin
             .write_all(b"\n")
+            .with_context(|| format!("process {} takes no input", self.pid))?;
+        self.line()
+    }
+
+    /// Tells it that this was all, and returns its last line.
+    pub(in crate::bench) fn end(&mut self) -> Result<String> {
+        self.stdin
+            .write_all(b"end\n")
             .with_context(|| format!("process {} takes no input", self.pid))?;
         self.line()
     }
