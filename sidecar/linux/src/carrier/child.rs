@@ -17,6 +17,10 @@ use sidewinder_decode::Addr;
 
 use super::{END_RECORD, GOODBYE, INTERRUPT, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, random, words};
 
+/// How long after its sidecar was killed a carrier waits for a script's first word: the thread may have accepted the
+/// request and wait for the GIL.
+const FIRST_SIGN: Duration = Duration::from_secs(10);
+
 /// What the hidden `carrier` command is told; everything is a number.
 #[derive(Debug, PartialEq, Eq)]
 struct Orders {
@@ -127,8 +131,29 @@ fn carry(orders: &Orders) -> io::Result<()> {
         }
         request = Some(words::<3>(&message));
     }
-    // The sidecar is gone: whoever ends a carrier in good order says goodbye.
-    while !ended(&pidfd) && !finished(&result) && Instant::now() < end_of_life {
+    // The sidecar is gone: whoever ends a carrier in good order says goodbye. Nobody waits for what would start now.
+    let take_back = || {
+        if let Some([pid, pending, path]) = request
+            && let Ok(pid) = i32::try_from(pid)
+            && !ended(&pidfd)
+        {
+            let ours = format!("/proc/{}/fd/{}\0", std::process::id(), script.as_raw_fd());
+            let target = Memory {
+                pid: Pid::from_raw(pid),
+                file: memory.as_ref(),
+            };
+            target.take_back(Addr(pending), Addr(path), ours.as_bytes());
+        }
+    };
+    take_back();
+    // What the thread had accepted by then finds its file, and has a place for its result.
+    let accepted = Instant::now() + FIRST_SIGN;
+    while request.is_some()
+        && !ended(&pidfd)
+        && !finished(&result)
+        && Instant::now() < end_of_life
+        && (Instant::now() < accepted || result.metadata().is_ok_and(|meta| meta.len() > 0))
+    {
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         let _ = rustix::event::poll(
             &mut fds,
@@ -138,17 +163,7 @@ fn carry(orders: &Orders) -> io::Result<()> {
             }),
         );
     }
-    if let Some([pid, pending, path]) = request
-        && let Ok(pid) = i32::try_from(pid)
-        && !ended(&pidfd)
-    {
-        let ours = format!("/proc/{}/fd/{}\0", std::process::id(), script.as_raw_fd());
-        let target = Memory {
-            pid: Pid::from_raw(pid),
-            file: memory,
-        };
-        target.take_back(Addr(pending), Addr(path), ours.as_bytes());
-    }
+    take_back();
     Ok(())
 }
 
@@ -227,12 +242,12 @@ fn finished(result: &File) -> bool {
 }
 
 /// The target's memory, through the file where there is one.
-struct Memory {
+struct Memory<'a> {
     pid: Pid,
-    file: Option<File>,
+    file: Option<&'a File>,
 }
 
-impl Memory {
+impl Memory<'_> {
     fn remote(at: Addr, len: usize) -> nix::sys::uio::RemoteIoVec {
         nix::sys::uio::RemoteIoVec {
             base: usize::try_from(at.0).unwrap_or_default(),
@@ -241,7 +256,7 @@ impl Memory {
     }
 
     fn read(&self, at: Addr, buf: &mut [u8]) -> bool {
-        if let Some(file) = &self.file {
+        if let Some(file) = self.file {
             return file.read_exact_at(buf, at.0).is_ok();
         }
         let remote = Self::remote(at, buf.len());
@@ -262,7 +277,7 @@ impl Memory {
             return;
         }
         let none = [0; 4];
-        if let Some(file) = &self.file {
+        if let Some(file) = self.file {
             let _ = file.write_all_at(&none, pending.0);
         } else {
             let remote = Self::remote(pending, none.len());
