@@ -118,11 +118,11 @@ fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed() {
         }
         .start();
         blocked_in_futex(&target);
-        let mut exec = target.exec_start("1", &["--start", "15s", "--timeout", "2s"]);
+        // Long before its deadline.
+        let mut exec = target.exec_start("1", &["--start", "90s", "--timeout", "90s"]);
         target.until("armed", Target::armed);
         exec.kill().unwrap();
         exec.wait().unwrap();
-        assert!(target.armed());
         target.until("disarmed", |target| !target.armed());
     }
 }
@@ -161,8 +161,8 @@ fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next() {
     let start = std::time::SystemTime::now();
     let mut first = target.exec_start("1", &["--start", "15s"]);
     target.until("armed", Target::armed);
-    // Somebody else's request is not touched while its sidecar lives.
-    let (code, answer) = target.exec("1", &["--start", "300ms"]);
+    // Somebody else's request is not touched while its sidecar lives: it is waited for, until the time is over.
+    let (code, answer) = target.exec("1", &["--timeout", "300ms"]);
     assert_eq!(
         (code, &answer["reason"]),
         (5, &"TargetBusy".into()),
@@ -406,7 +406,7 @@ fn a_script_that_cannot_be_stopped_is_said_to_run_and_blocks_the_next() {
         "{answer}"
     );
     assert!(!target.armed());
-    let (code, answer) = target.exec("1", &[]);
+    let (code, answer) = target.exec("1", &["--timeout", "1s"]);
     assert_eq!(
         (code, &answer["reason"]),
         (5, &"TargetBusy".into()),

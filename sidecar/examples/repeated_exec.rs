@@ -13,7 +13,6 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -87,10 +86,7 @@ fn main() -> ExitCode {
             interpreter: 0,
             start_milliseconds: START,
         });
-        let bounds = Bounds {
-            deadline: Instant::now() + LIMIT,
-            cancel: Arc::default(),
-        };
+        let bounds = Bounds::until(Instant::now() + LIMIT);
         let (began, clock) = (now(), Instant::now());
         let outcome = act(found, &action, &bounds);
         let total_microseconds = clock.elapsed().as_micros();

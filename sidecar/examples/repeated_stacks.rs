@@ -9,7 +9,6 @@
 )]
 
 use std::io::Write as _;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -50,10 +49,7 @@ fn main() {
     };
     let mut stdout = std::io::stdout().lock();
     for _ in 0..count {
-        let bounds = Bounds {
-            deadline: Instant::now() + LIMIT,
-            cancel: Arc::default(),
-        };
+        let bounds = Bounds::until(Instant::now() + LIMIT);
         let outcome = act(found, &action, &bounds);
         assert!(
             outcome.reason == Reason::Succeeded,

@@ -7,6 +7,7 @@
 pub mod requests;
 #[cfg(test)]
 mod tests;
+pub mod watches;
 
 use std::io;
 use std::net::Shutdown;
@@ -22,9 +23,12 @@ use anyhow::{Context as _, bail};
 use requests::{Begin, Requests};
 use sidewinder_linux::{hardening, signals};
 use sidewinder_model::{
-    MAX_SCRIPT_BYTES, Outcome, PROTOCOL, Reason, Request, TargetOutcome, ToAgent, ToOperator,
+    Data, MAX_SCRIPT_BYTES, Outcome, PROTOCOL, Reason, Request, ScriptEnd, TargetOutcome, ToAgent,
+    ToOperator,
 };
+use watches::{WATCH_LIMIT, Watches};
 
+use crate::inject::LeftRunning;
 use crate::{framing, perform};
 
 /// Where the agent listens. The folder is part of the image.
@@ -51,6 +55,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 struct Agent {
     instance: String,
     requests: Mutex<Requests>,
+    watches: Mutex<Watches>,
     /// Told when a request ends and when the agent is to leave.
     changed: Condvar,
     leaving: AtomicBool,
@@ -61,6 +66,11 @@ impl Agent {
     fn requests(&self) -> MutexGuard<'_, Requests> {
         // Every change of the table is a single call, so it is whole even after a panic.
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watches(&self) -> MutexGuard<'_, Watches> {
+        // As above.
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn connected(&self) -> bool {
@@ -139,6 +149,7 @@ pub fn run(socket: &Path, idle: Duration) -> anyhow::Result<()> {
     let instance = new_instance()?;
     let agent = Arc::new(Agent {
         requests: Mutex::new(Requests::new(instance.clone(), Instant::now())),
+        watches: Mutex::default(),
         instance,
         changed: Condvar::new(),
         leaving: AtomicBool::new(false),
@@ -160,7 +171,11 @@ pub fn run(socket: &Path, idle: Duration) -> anyhow::Result<()> {
     loop {
         let now = Instant::now();
         requests.expire(now);
-        let idle_for = requests.idle(now);
+        // Who watches a script is not idle.
+        let idle_for = match agent.watches().running() {
+            0 => requests.idle(now),
+            _ => Duration::ZERO,
+        };
         if idle_for >= idle || agent.leaving.load(Ordering::SeqCst) {
             break;
         }
@@ -269,6 +284,7 @@ fn serve(agent: &Arc<Agent>, stream: &UnixStream) -> anyhow::Result<()> {
                 agent.changed.notify_all();
                 give_back(freed);
             }
+            ToAgent::Watch { id } => agent.watches().watch(&id, &answers),
             ToAgent::Ping => answers.send(ToOperator::Pong)?,
             ToAgent::Hello { .. } | ToAgent::Unknown => {}
         }
@@ -333,7 +349,10 @@ fn start(
             answers.send(ToOperator::Accepted { id: id.clone() })?;
             let worker = agent.clone();
             let started = spawn("request", move || {
-                let outcome = carry_out(&worker.instance, &request, &cancel);
+                let (mut outcome, left) = carry_out(&worker.instance, &request, &cancel);
+                for script in left {
+                    watch_on(&worker, &mut outcome, script);
+                }
                 finish(&worker, outcome);
             });
             if let Err(error) = started {
@@ -377,16 +396,67 @@ fn failed(instance: &str, id: String, message: String) -> Outcome {
 }
 
 /// Does the work. A defect of ours becomes an answer, not a silent end.
-fn carry_out(instance: &str, request: &Request, cancel: &Arc<AtomicBool>) -> Outcome {
+fn carry_out(
+    instance: &str,
+    request: &Request,
+    cancel: &Arc<AtomicBool>,
+) -> (Outcome, Vec<LeftRunning>) {
     match catch_unwind(AssertUnwindSafe(|| {
         perform::perform(request, instance, cancel)
     })) {
-        Ok(outcome) => outcome,
-        Err(_) => failed(
-            instance,
-            request.id.clone(),
-            "the sidecar panicked; its log has the place".to_owned(),
+        Ok(performed) => performed,
+        Err(_) => (
+            failed(
+                instance,
+                request.id.clone(),
+                "the sidecar panicked; its log has the place".to_owned(),
+            ),
+            Vec::new(),
         ),
+    }
+}
+
+/// Watches a script whose request has ended, and says so in the outcome. Until its end nobody else gets its thread.
+fn watch_on(agent: &Arc<Agent>, outcome: &mut Outcome, script: LeftRunning) {
+    let pid = Some(script.pid());
+    let Some(target) = outcome.targets.iter_mut().find(|target| target.pid == pid) else {
+        return;
+    };
+    let Some(Data::Exec(exec)) = &mut target.data else {
+        return;
+    };
+    let id = outcome.id.clone();
+    if !agent.watches().begin(&id) {
+        return;
+    }
+    let (watcher, pid) = (agent.clone(), script.pid());
+    let given_up = move |reason| ScriptEnd {
+        pid,
+        reason,
+        after_milliseconds: 0,
+    };
+    let watching = spawn("watch", {
+        let id = id.clone();
+        move || {
+            let end = catch_unwind(AssertUnwindSafe(|| script.wait(WATCH_LIMIT)))
+                .unwrap_or_else(|_| given_up(Reason::InternalError));
+            // First of all: the operator has as long to ask for the end as for an outcome.
+            watcher.requests().used(Instant::now());
+            watcher.watches().end(&id, end);
+            watcher.changed.notify_all();
+        }
+    });
+    match watching {
+        Ok(()) => {
+            exec.watched = true;
+            target
+                .message
+                .push_str("; it is watched, and its end will be told");
+        }
+        Err(error) => {
+            eprintln!("a script that is still running is not watched: {error:#}");
+            agent.watches().end(&id, given_up(Reason::InternalError));
+        }
     }
 }
 

@@ -244,10 +244,7 @@ fn snapshot(source: &Source, action: &Action, json: bool) -> anyhow::Result<Exit
         };
     }
     let pid = source.pid.context("either --pid or --image is needed")?;
-    let bounds = Bounds {
-        deadline: Instant::now() + READ_LIMIT,
-        cancel: Arc::default(),
-    };
+    let bounds = Bounds::until(Instant::now() + READ_LIMIT);
     let outcome = match find(pid) {
         Ok(found) => perform::act(&found, action, &bounds),
         Err(outcome) => *outcome,
@@ -344,7 +341,10 @@ fn exec(
             }
         })
         .context("failed to start a thread")?;
-    let bounds = Bounds { deadline, cancel };
+    let bounds = Bounds {
+        cancel,
+        ..Bounds::until(deadline)
+    };
     let outcome = match find(pid) {
         Ok(found) => perform::act(&found, action, &bounds),
         Err(outcome) => *outcome,

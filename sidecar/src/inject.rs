@@ -5,8 +5,11 @@ mod ask;
 mod choose;
 mod finish;
 mod payload;
+mod queue;
 mod result;
+mod turn;
 mod wake;
+mod watch;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -18,21 +21,17 @@ use sidewinder_decode::remote_exec::{self, ThreadSupport};
 use sidewinder_decode::still::Any;
 use sidewinder_linux::Process;
 use sidewinder_linux::carrier::{self, Carrier, CarrierError};
-use sidewinder_linux::turns::{Turn, Turns};
 use sidewinder_linux::write::{RequestSlot, disarm_stale};
 use sidewinder_model::{ExecOutcome, ExecRequest, Reason, Stacks, ThreadChoice, Wake, WakePolicy};
 
 use crate::discover;
 use ask::Asked;
-use choose::{Candidate, candidates};
+use choose::{Candidate, Wanted};
+use queue::Claim;
 use result::Answer;
 use wake::Waker;
+pub use watch::LeftRunning;
 
-/// Two scripts of this sidecar are not asked for in one process at the same time: each would take the other's request for
-/// somebody else's. The turn ends when the script has started.
-static STARTING: Turns = Turns::new();
-/// How often somebody who waits for a turn looks whether it is still wanted.
-const TURN_CHECK: Duration = Duration::from_millis(100);
 /// Between two of these the target runs.
 const ARM_PAUSE: Duration = Duration::from_millis(50);
 /// The most that is read of a result.
@@ -51,6 +50,8 @@ pub struct Injected {
     pub paused: Duration,
     /// Whether a request was ever written.
     pub armed: bool,
+    /// The script, where it is still running. Dropping it lets go of it.
+    pub left: Option<LeftRunning>,
 }
 
 /// Why a script did not run to its end.
@@ -68,11 +69,12 @@ fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
 
 /// Runs a script in the target. Returns when the script has ended, did not start in time, or time is up; a request that
 /// was not accepted is taken back on every path, and a script that runs when time is up is made to end where it can be.
-/// `look` reads the stacks before that.
+/// `look` reads the stacks before that. `who` names the script to others that wait for the same thread.
 pub fn exec(
     process: &Process,
     runtime: &Runtime,
     request: &ExecRequest,
+    who: &str,
     deadline: Instant,
     cancel: &AtomicBool,
     look: &dyn Fn() -> Option<Stacks>,
@@ -81,6 +83,7 @@ pub fn exec(
         process,
         runtime,
         policy: request.wake,
+        who,
         deadline,
         cancel,
         look,
@@ -92,6 +95,7 @@ pub fn exec(
         },
         paused: Duration::ZERO,
         armed: false,
+        left: None,
     };
     let (reason, message) = match run.exec(request) {
         Ok(()) if run.answer.failed() => (Reason::ScriptError, run.answer.exception_line()),
@@ -103,6 +107,7 @@ pub fn exec(
         mut outcome,
         paused,
         armed,
+        left,
         ..
     } = run;
     answer.into_outcome(&mut outcome);
@@ -112,6 +117,7 @@ pub fn exec(
         message,
         paused,
         armed,
+        left,
     }
 }
 
@@ -151,6 +157,7 @@ struct Run<'a> {
     process: &'a Process,
     runtime: &'a Runtime,
     policy: WakePolicy,
+    who: &'a str,
     deadline: Instant,
     cancel: &'a AtomicBool,
     look: &'a dyn Fn() -> Option<Stacks>,
@@ -159,11 +166,21 @@ struct Run<'a> {
     outcome: ExecOutcome,
     paused: Duration,
     armed: bool,
+    left: Option<LeftRunning>,
+}
+
+/// What came of asking threads that did not answer.
+#[derive(Default)]
+struct AskedInVain {
+    /// The last that could not be asked.
+    busy: Option<Refusal>,
+    /// Why a thread does not come, where that is known.
+    obstacles: Vec<(u64, String)>,
 }
 
 impl Run<'_> {
     fn exec(&mut self, request: &ExecRequest) -> Result<(), Refusal> {
-        let (turn, candidates) = self.turn(request)?;
+        let (claim, mut candidates) = self.turn(request, Wanted::Chosen, self.deadline)?;
         let start = self
             .deadline
             .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
@@ -177,77 +194,90 @@ impl Run<'_> {
                     format!("cannot write the script's memfd: {error}"),
                 )
             })?;
-        let mut busy = None;
-        let mut obstacles = Vec::new();
-        let count = u32::try_from(candidates.len()).unwrap_or(1);
-        for (index, thread) in (0..count).zip(&candidates) {
-            // Every thread that is left gets the same share of what time is left; the main one half of it, where others
-            // are only to stand in for it.
-            let left = start.saturating_duration_since(Instant::now());
-            let shares = match (request.thread, index) {
-                (ThreadChoice::Auto, 0) => count.min(2),
-                _ => count - index,
-            };
-            let until = Instant::now() + left / shares.max(1);
-            let mut waker = Waker::new(self.process, self.runtime, thread, self.policy);
-            match self.ask(&carrier, &mut waker, thread, until) {
-                Ok(Asked::Started) => {
-                    if index > 0 {
+        let stand_in = match candidates.as_slice() {
+            [main] if request.thread == ThreadChoice::Auto && main.siblings > 0 => Some(main.tid),
+            _ => None,
+        };
+        let mut asked = AskedInVain::default();
+        // Where others may stand in for the main thread, it has half of the time.
+        let until = match stand_in {
+            Some(_) => Instant::now() + start.saturating_duration_since(Instant::now()) / 2,
+            None => start,
+        };
+        if let Some(index) = self.ask_each(&carrier, &candidates, until, &mut asked)? {
+            return self.run_in(carrier, claim, &candidates.swap_remove(index));
+        }
+        drop(claim);
+        if let Some(main) = stand_in {
+            match self.turn(request, Wanted::StandIns(main), start) {
+                Ok((claim, mut others)) => {
+                    if let Some(index) = self.ask_each(&carrier, &others, start, &mut asked)? {
                         self.outcome.wake = Wake::OtherThread;
+                        return self.run_in(carrier, claim, &others.swap_remove(index));
                     }
-                    drop(turn);
-                    self.finish(&carrier, thread)?;
-                    return Ok(());
+                    candidates.append(&mut others);
                 }
+                // That nobody can stand in is not why there is no answer.
+                Err(Refusal {
+                    reason: Reason::TargetBusy | Reason::QueueFull | Reason::NoPythonProcess,
+                    ..
+                }) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        match asked.busy {
+            Some(busy) => Err(busy),
+            None => Err(self.not_started(&candidates, &asked.obstacles)),
+        }
+    }
+
+    /// Asks one thread after the other; the index of the one in which the script has started.
+    fn ask_each(
+        &mut self,
+        carrier: &Carrier,
+        candidates: &[Candidate],
+        until: Instant,
+        asked: &mut AskedInVain,
+    ) -> Result<Option<usize>, Refusal> {
+        let mut left = u32::try_from(candidates.len()).unwrap_or(1);
+        for (index, thread) in candidates.iter().enumerate() {
+            // Every thread that is left gets the same share of what time is left.
+            let share = until.saturating_duration_since(Instant::now()) / left.max(1);
+            left = left.saturating_sub(1);
+            let mut waker = Waker::new(self.process, self.runtime, thread, self.policy);
+            match self.ask(carrier, &mut waker, thread, Instant::now() + share) {
+                Ok(Asked::Started) => return Ok(Some(index)),
                 Ok(Asked::NotInTime) => {
-                    obstacles.extend(waker.obstacle().map(|why| (thread.tid, why)));
+                    let obstacle = waker.obstacle().map(|why| (thread.tid, why));
+                    asked.obstacles.extend(obstacle);
                 }
                 // Another thread may still do: this one is somebody else's, does not stop, or has ended.
                 Err(refusal)
-                    if count > 1
-                        && matches!(
-                            refusal.reason,
-                            Reason::TargetBusy | Reason::TargetBlocked | Reason::NoPythonProcess
-                        ) =>
+                    if matches!(
+                        refusal.reason,
+                        Reason::TargetBusy | Reason::TargetBlocked | Reason::NoPythonProcess
+                    ) =>
                 {
-                    busy = Some(refusal);
+                    asked.busy = Some(refusal);
                 }
                 Err(refusal) => return Err(refusal),
             }
         }
-        if let Some(busy) = busy {
-            return Err(busy);
-        }
-        Err(self.not_started(&candidates, &obstacles))
+        Ok(None)
     }
 
-    /// Waits for a turn, and for scripts that run where this one is to run: for the latter not longer than the script may
-    /// take to start.
-    fn turn(&self, request: &ExecRequest) -> Result<(Turn, Vec<Candidate>), Refusal> {
-        let patience = self
-            .deadline
-            .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
-        loop {
-            if let Some(turn) = STARTING.take(self.process.pid(), TURN_CHECK) {
-                match candidates(self.process, self.runtime, request) {
-                    Err(refusal)
-                        if refusal.reason == Reason::TargetBusy && Instant::now() < patience => {}
-                    found => return Ok((turn, found?)),
-                }
-            } else if Instant::now() >= self.deadline {
-                return Err(refuse(
-                    Reason::TargetBusy,
-                    format!(
-                        "other scripts were waiting to start in process {} until the time was over; this one was not begun",
-                        self.process.ns_pid()
-                    ),
-                ));
-            }
-            self.still_wanted()?;
-            if self.process.wait_exit(ARM_PAUSE) {
-                return Err(self.exited());
-            }
-        }
+    /// The script has started in this thread: waits for its end, and keeps what one that does not end needs.
+    fn run_in(
+        &mut self,
+        carrier: Carrier,
+        mut claim: Claim,
+        thread: &Candidate,
+    ) -> Result<(), Refusal> {
+        claim.runs_in(thread.tid);
+        let began = Instant::now();
+        let ended = self.finish(&carrier, thread);
+        self.leave(carrier, claim, thread.tid, began);
+        ended
     }
 
     fn still_wanted(&self) -> Result<(), Refusal> {

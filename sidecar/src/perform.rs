@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use sidewinder_decode::ReadError;
@@ -19,11 +20,15 @@ use sidewinder_model::{
 
 use crate::capture::{Capture, CaptureError, Torn, capture};
 use crate::discover::{Discovery, Found};
+use crate::inject::LeftRunning;
 use crate::select::select;
 use crate::{discover, inject};
 
 /// Tasks from which on the memory of the decode is given back before that of the text is taken.
 const MANY_TASKS: usize = 50_000;
+
+/// The longest name of a session in a message, in characters: Kubernetes allows no longer one.
+const NAME_CHARS: usize = 253;
 
 /// The longest command line in an outcome, in characters.
 const COMMAND_CHARS: usize = 256;
@@ -39,9 +44,23 @@ pub struct Bounds {
     pub deadline: Instant,
     /// Set when nobody wants it any more.
     pub cancel: Arc<AtomicBool>,
+    /// Whose work it is, in words for others that wait for the same thread.
+    pub who: String,
+    /// Where scripts go that are still running at the end; without it they are let go of.
+    pub left: Option<Sender<LeftRunning>>,
 }
 
 impl Bounds {
+    /// Of work that only reads and that nobody cancels.
+    pub fn until(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            cancel: Arc::default(),
+            who: String::new(),
+            left: None,
+        }
+    }
+
     fn ended(&self) -> Option<(Reason, &'static str)> {
         if self.cancel.load(Ordering::SeqCst) {
             Some((
@@ -59,12 +78,22 @@ impl Bounds {
     }
 }
 
-/// Carries out a request on the processes that can be seen.
-pub fn perform(request: &Request, instance: &str, cancel: &Arc<AtomicBool>) -> Outcome {
+/// Carries out a request on the processes that can be seen. Scripts that are still running come with the outcome.
+pub fn perform(
+    request: &Request,
+    instance: &str,
+    cancel: &Arc<AtomicBool>,
+) -> (Outcome, Vec<LeftRunning>) {
     let started = Instant::now();
+    let (left, running) = channel();
     let bounds = Bounds {
         deadline: started + Duration::from_millis(request.timeout_milliseconds),
         cancel: cancel.clone(),
+        who: match &request.name {
+            Some(name) => format!("the script of session {}", clip(&line(name), NAME_CHARS)),
+            None => "the script of another request".to_owned(),
+        },
+        left: Some(left),
     };
     let mut targets = targets(request, &bounds);
     for target in &mut targets {
@@ -72,11 +101,12 @@ pub fn perform(request: &Request, instance: &str, cancel: &Arc<AtomicBool>) -> O
             target.duration_milliseconds = milliseconds(started.elapsed());
         }
     }
-    Outcome {
+    let outcome = Outcome {
         id: request.id.clone(),
         instance: instance.to_owned(),
         targets,
-    }
+    };
+    (outcome, running.try_iter().collect())
 }
 
 fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
@@ -408,10 +438,15 @@ fn exec(
         process,
         runtime,
         request,
+        &bounds.who,
         bounds.deadline,
         &bounds.cancel,
         &look,
     );
+    if let (Some(left), Some(watcher)) = (injected.left, &bounds.left) {
+        // Nobody listens where it is dropped again, which lets go of it.
+        let _ = watcher.send(left);
+    }
     let mut outcome = injected.outcome;
     let mut paused = microseconds(injected.paused);
     let reason = injected.reason;

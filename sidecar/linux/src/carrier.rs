@@ -1,8 +1,8 @@
 //! Carries a script into a target and its result out, with nothing on the target's file system.
 //!
 //! A child with exactly the target's identity and no capability holds two memfds; the target opens them as
-//! `/proc/<child>/fd/<n>`. It outlives a killed sidecar until the deadline, takes the request back where it may, and
-//! ends. Where no such child can be had (another user namespace, no `/proc` in the target's root), two files of random
+//! `/proc/<child>/fd/<n>`. When its sidecar is killed it takes the request back at once where it may, and stays for a
+//! script that runs already, until the deadline at most. Where no such child can be had (another user namespace, no `/proc` in the target's root), two files of random
 //! names in the target's `/dev/shm` take its place, and are unlinked with the guard.
 
 #![expect(
@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sched::CloneFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, OFlags};
 
 pub use child::carrier_main;
@@ -98,6 +99,17 @@ pub struct Carrier {
     script_path: String,
     result_path: String,
     holder: Holder,
+}
+
+/// Who has ended, of a target and the child that carries a script into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// Neither.
+    Nobody,
+    /// The target.
+    Process,
+    /// The child.
+    Carrier,
 }
 
 #[derive(Debug)]
@@ -244,6 +256,36 @@ impl Carrier {
     /// The result as far as it has been written. The target can write anything into it.
     pub fn result(&self) -> &File {
         &self.result
+    }
+
+    /// Waits until the process has ended, or the child that carries the script, at most for `limit`.
+    ///
+    /// Without that child a thread that accepts a request finds no file, and a script cannot write its result.
+    pub fn wait(&self, process: &Process, limit: Duration) -> Gone {
+        let Holder::Child { control, .. } = &self.holder else {
+            return if process.wait_exit(limit) {
+                Gone::Process
+            } else {
+                Gone::Nobody
+            };
+        };
+        let pidfd = process.pidfd();
+        // It never says a word after its first: only the end of its side is waited for.
+        let mut fds = [
+            PollFd::new(&pidfd, PollFlags::IN),
+            PollFd::new(control, PollFlags::empty()),
+        ];
+        let limit = Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        let _ = rustix::event::poll(&mut fds, Some(&limit));
+        let [process, carrier] = fds.map(|fd| !fd.revents().is_empty());
+        match (process, carrier) {
+            (true, _) => Gone::Process,
+            (false, true) => Gone::Carrier,
+            (false, false) => Gone::Nobody,
+        }
     }
 
     /// Puts the text that the target will run in its place.

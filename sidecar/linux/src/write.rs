@@ -374,50 +374,74 @@ pub fn is_ours(path: &str) -> bool {
         .is_some_and(|(pid, fd)| number(pid, 1) && number(fd, crate::carrier::LEAST_DESCRIPTOR))
 }
 
-/// Takes back a request of our form that an ended sidecar left behind: true when there was one. A request whose file
-/// is still held belongs to a sidecar that lives, and is left alone.
-///
-/// # Errors
-/// What the kernel said.
-pub fn disarm_stale(process: &Process, slot: RequestSlot) -> Result<bool, Error> {
+/// A request of our form that waits in a target.
+struct Ours {
+    path: String,
+    /// Whether a sidecar that lives holds its file. When it cannot be told, one may.
+    in_use: bool,
+}
+
+/// The request of our form that waits there, if one does.
+fn ours(process: &Process, slot: RequestSlot) -> Result<Option<Ours>, Error> {
     let writer = Writer::new(process);
     let mut pending = [0; 4];
     writer.read(slot.pending, &mut pending)?;
     if pending == [0; 4] {
-        return Ok(false);
+        return Ok(None);
     }
     let mut path = vec![0; slot.path_size.min(4096)];
     writer.read(slot.path, &mut path)?;
     let end = path.iter().position(|byte| *byte == 0).unwrap_or(0);
     path.truncate(end);
-    let Some(text) = std::str::from_utf8(&path).ok().filter(|text| is_ours(text)) else {
-        return Ok(false);
+    let Some(path) = String::from_utf8(path).ok().filter(|text| is_ours(text)) else {
+        return Ok(None);
     };
-    if crate::carrier::is_ours(text) {
-        if crate::carrier::in_use(process, text) {
-            return Ok(false);
-        }
+    let in_use = if crate::carrier::is_ours(&path) {
+        crate::carrier::in_use(process, &path)
     } else {
         // The links in /proc are magic ones; it is enough to see whether the entry exists.
-        let dir = text.rsplit_once('/').map_or("/", |(dir, _)| dir);
-        let name = text.rsplit_once('/').map_or(text, |(_, name)| name);
+        let dir = path.rsplit_once('/').map_or("/", |(dir, _)| dir);
+        let name = path
+            .rsplit_once('/')
+            .map_or(path.as_str(), |(_, name)| name);
         let seen = process
             .in_root(dir, OFlags::PATH | OFlags::DIRECTORY)
             .and_then(|dir| {
                 let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
                 rustix::fs::statat(&dir, name, flags).map_err(std::io::Error::from)
             });
-        match seen {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            // It is there, or it is not ours to see.
-            _ => return Ok(false),
-        }
-    }
-    let files = crate::carrier::is_ours(text).then(|| text.to_owned());
-    path.push(0);
-    let taken = take_back(&writer, slot, &path)?;
-    if let Some(script) = files {
-        crate::carrier::remove(process, &script);
+        // It is there, or it is not ours to see.
+        !matches!(seen, Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+    };
+    Ok(Some(Ours { path, in_use }))
+}
+
+/// Whether a request of a sidecar that lives waits there.
+///
+/// # Errors
+/// What the kernel said.
+pub fn in_use(process: &Process, slot: RequestSlot) -> Result<bool, Error> {
+    Ok(ours(process, slot)?.is_some_and(|ours| ours.in_use))
+}
+
+/// Takes back a request of our form that an ended sidecar left behind: true when there was one. A request whose file
+/// is still held belongs to a sidecar that lives, and is left alone.
+///
+/// # Errors
+/// What the kernel said.
+pub fn disarm_stale(process: &Process, slot: RequestSlot) -> Result<bool, Error> {
+    let Some(Ours {
+        path,
+        in_use: false,
+    }) = ours(process, slot)?
+    else {
+        return Ok(false);
+    };
+    let mut there = path.clone().into_bytes();
+    there.push(0);
+    let taken = take_back(&Writer::new(process), slot, &there)?;
+    if crate::carrier::is_ours(&path) {
+        crate::carrier::remove(process, &path);
     }
     Ok(taken)
 }

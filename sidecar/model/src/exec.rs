@@ -31,6 +31,9 @@ pub struct ExecOutcome {
     pub duration_milliseconds: u64,
     /// The script started and had not ended when the answer was given.
     pub still_running: bool,
+    /// The agent watches the script that is still running, and will tell its end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub watched: bool,
     /// Modules that the script imported and that stay imported.
     pub imported: Vec<String>,
     /// Signals that the script consumed and that were sent again.
@@ -44,6 +47,19 @@ pub struct ExecOutcome {
     /// Where every thread stood, with `TargetBlocked` and `ScriptTimeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stacks: Option<Stacks>,
+}
+
+/// The end of a script that was still running when its request ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScriptEnd {
+    /// The process id in the target's own PID namespace.
+    pub pid: i32,
+    /// `ScriptEnded`; `TargetExited` when the process has ended; `Timeout` when it is no longer watched.
+    pub reason: Reason,
+    /// How long the script had run by then.
+    #[serde(default)]
+    pub after_milliseconds: u64,
 }
 
 /// An exception as data.

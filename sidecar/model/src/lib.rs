@@ -20,7 +20,7 @@ pub mod request;
 pub mod snapshot;
 pub mod wire;
 
-pub use exec::{ExecOutcome, ScriptException, Wake};
+pub use exec::{ExecOutcome, ScriptEnd, ScriptException, Wake};
 pub use message::{ToAgent, ToOperator};
 pub use process::{ProcessInfo, ProcessList, RemoteExec};
 pub use reason::Reason;

@@ -2,12 +2,16 @@
 //!
 //! The operator sends [`ToAgent::Hello`], the agent answers [`ToOperator::Hello`]; then requests may overlap, each
 //! told apart by its id. The agent keeps an outcome until [`ToAgent::Acknowledge`].
+//!
+//! A script that could not be stopped outlives its request: [`crate::ExecOutcome::watched`] says that the agent watches it,
+//! and [`ToAgent::Watch`] asks for its end. An older operator does not know that field and never asks; an older agent never
+//! sets it, and is never asked.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Outcome, Reason, Request};
+use crate::{Outcome, Reason, Request, ScriptEnd};
 
 /// From the operator to an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +38,11 @@ pub enum ToAgent {
     },
     /// The outcome is safe; the agent may forget it.
     Acknowledge {
+        /// The request's id.
+        id: String,
+    },
+    /// Tell when the scripts that were still running at the end of a request have ended.
+    Watch {
         /// The request's id.
         id: String,
     },
@@ -79,6 +88,15 @@ pub enum ToOperator {
         reason: Reason,
         /// Why, in a sentence.
         message: String,
+    },
+    /// A script that was still running at the end of its request runs no more. Sent once for each of the request's
+    /// processes to everybody who asked with `Watch`; at once for those that ended before. `Refused` is the answer where
+    /// this run of the agent knows of no such script.
+    ScriptEnded {
+        /// The request's id.
+        id: String,
+        /// How it ended, and in which process.
+        end: ScriptEnd,
     },
     /// The answer to `Ping`.
     Pong,

@@ -28,6 +28,8 @@ pub enum Reason {
     Disarmed,
     /// Nothing was ever armed in the target.
     NotArmed,
+    /// A script that outlived its session has ended.
+    ScriptEnded,
     /// There is no such pod.
     PodNotFound,
     /// The pod is not running.
@@ -125,6 +127,7 @@ impl Reason {
         Self::Stored,
         Self::Disarmed,
         Self::NotArmed,
+        Self::ScriptEnded,
         Self::PodNotFound,
         Self::PodNotRunning,
         Self::ContainerNotFound,
@@ -181,6 +184,7 @@ impl Reason {
             Self::Stored => "Stored",
             Self::Disarmed => "Disarmed",
             Self::NotArmed => "NotArmed",
+            Self::ScriptEnded => "ScriptEnded",
             Self::PodNotFound => "PodNotFound",
             Self::PodNotRunning => "PodNotRunning",
             Self::ContainerNotFound => "ContainerNotFound",
@@ -238,6 +242,7 @@ impl Reason {
             Self::Stored => "the whole result stands in Secrets owned by the session",
             Self::Disarmed => "nothing of ours is armed in the target",
             Self::NotArmed => "nothing was ever armed in the target",
+            Self::ScriptEnded => "a script that outlived its session has ended",
             Self::PodNotFound => "there is no such pod",
             Self::PodNotRunning => "the pod is not running",
             Self::ContainerNotFound => "the pod has no such container",
@@ -388,6 +393,9 @@ impl Reason {
             Self::TooManySidecars => {
                 "Ephemeral containers cannot be removed: restart the pod when it suits you."
             }
+            Self::ScriptEnded => {
+                "Nothing to do: the thread in which it ran takes scripts again. Only an Event and `exec.afterwards` have this reason."
+            }
             Self::StillArmed => {
                 "The script may still run when its thread comes to a safe point; only that, or the end of the process, clears the request."
             }
@@ -412,7 +420,8 @@ impl Reason {
             | Self::Inline
             | Self::Stored
             | Self::Disarmed
-            | Self::NotArmed => 0,
+            | Self::NotArmed
+            | Self::ScriptEnded => 0,
             Self::ScriptError => 1,
             Self::UnknownRecipe | Self::InvalidProcessSelector => 2,
             Self::RemoteDebugDisabled

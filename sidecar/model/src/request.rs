@@ -10,6 +10,9 @@ use crate::{ExecOutcome, ProcessList, Reason, Stacks, Tasks};
 pub struct Request {
     /// The session's UID. Asking again with the same id attaches to the running request or returns its outcome.
     pub id: String,
+    /// What the session is called, for the messages of others that wait for the same process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The agent instance (from its `Hello`) that the intent in the session's status names. Code-running actions
     /// are refused without it and by any other instance; read-only ones ignore it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -196,6 +196,11 @@ impl Requests {
         self.entries.len().saturating_sub(self.running())
     }
 
+    /// Something happened that keeps the agent for a while.
+    pub fn used(&mut self, now: Instant) {
+        self.last_use = now;
+    }
+
     /// Drops outcomes that nobody fetched in time.
     pub fn expire(&mut self, now: Instant) {
         let old: Vec<String> = self

@@ -63,6 +63,7 @@ fn agent() -> Arc<Agent> {
     let instance = new_instance().unwrap();
     Arc::new(Agent {
         requests: Mutex::new(Requests::new(instance.clone(), Instant::now())),
+        watches: Mutex::default(),
         instance,
         changed: Condvar::new(),
         leaving: AtomicBool::new(false),
@@ -73,6 +74,7 @@ fn agent() -> Arc<Agent> {
 fn request(id: &str, action: Action) -> Request {
     Request {
         id: id.into(),
+        name: None,
         instance: None,
         action,
         process: None,

@@ -194,9 +194,7 @@ impl Run<'_> {
             if cancellable {
                 self.still_wanted()?;
             }
-            if self.process.wait_exit(ARM_PAUSE) {
-                return Err(self.exited());
-            }
+            self.rest(carrier, ARM_PAUSE)?;
         }
     }
 
@@ -252,9 +250,7 @@ impl Run<'_> {
             let pause = next
                 .saturating_duration_since(now)
                 .min(pace(began.elapsed()));
-            if self.process.wait_exit(pause) {
-                return Err(self.exited());
-            }
+            self.rest(carrier, pause)?;
         }
     }
 
@@ -262,14 +258,12 @@ impl Run<'_> {
     fn first_sign(&mut self, carrier: &Carrier) -> Result<bool, Refusal> {
         let until = Instant::now() + FIRST_SIGN;
         loop {
-            let gone = self.process.wait_exit(Duration::from_millis(1));
+            let rested = self.rest(carrier, Duration::from_millis(1));
             self.update(carrier.result());
             if self.answer.started() {
                 return Ok(true);
             }
-            if gone {
-                return Err(self.exited());
-            }
+            rested?;
             if Instant::now() >= until {
                 return Ok(false);
             }

@@ -4,9 +4,11 @@ use sidewinder_decode::remote_exec::{self, InterpreterSupport, ThreadSupport};
 use sidewinder_decode::still::Any;
 use sidewinder_decode::{Addr, Limits, OsThread, Runtime};
 use sidewinder_linux::Process;
-use sidewinder_model::{ExecRequest, Locals, Reason, Stacks, ThreadChoice, ThreadState};
+use sidewinder_linux::write::in_use;
+use sidewinder_model::{ExecRequest, Locals, Reason, ThreadChoice, ThreadState};
 
-use super::{Refusal, payload, refuse};
+use super::watch::runs_a_script;
+use super::{Refusal, refuse, slot};
 use crate::discover;
 
 /// Most threads that are asked one after another.
@@ -20,6 +22,8 @@ pub(super) struct Candidate {
     /// The address of the interpreter that is to run the script, and whether it is the main one.
     pub(super) interpreter: Addr,
     pub(super) main_interpreter: bool,
+    /// How many other threads that interpreter has.
+    pub(super) siblings: usize,
     /// Where the state of each of its thread states stands: inside another interpreter it has several.
     pub(super) statuses: Vec<Addr>,
 }
@@ -32,11 +36,39 @@ impl Candidate {
 }
 
 /// The threads to ask, in order.
+#[derive(Default)]
+pub(super) struct Chosen {
+    /// Those in which no script of ours runs and no request of another sidecar waits.
+    pub(super) free: Vec<Candidate>,
+    /// The ids of the others, with what is there.
+    pub(super) busy: Vec<(u64, Occupied)>,
+}
+
+/// What a thread is busy with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Occupied {
+    /// A script of ours runs there: a second one would run inside the first, at its next check.
+    Script,
+    /// A request of another sidecar waits there.
+    Request,
+}
+
+/// Which threads are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Those that the request names; `Auto` is the main thread.
+    Chosen,
+    /// All but this one, the main thread, which did not answer: a script that needs it says so.
+    StandIns(u64),
+}
+
+/// The threads to ask. At least one.
 pub(super) fn candidates(
     process: &Process,
     runtime: &Runtime,
     request: &ExecRequest,
-) -> Result<Vec<Candidate>, Refusal> {
+    wanted: Wanted,
+) -> Result<Chosen, Refusal> {
     let ended = || {
         refuse(
             Reason::TargetExited,
@@ -99,7 +131,7 @@ pub(super) fn candidates(
             ),
         ));
     }
-    let mut chosen = chosen(process, request, interpreter, &threads)?;
+    let mut chosen = chosen(process, request, wanted, interpreter, &threads)?;
     let states = support.interpreters.iter().flat_map(|one| &one.threads);
     for state in states {
         for candidate in chosen
@@ -109,16 +141,18 @@ pub(super) fn candidates(
             candidate.statuses.push(state.status_at);
         }
     }
-    without_running_scripts(process, runtime, &threads, request.thread, chosen)
+    Ok(apart(process, runtime, &threads, chosen))
 }
 
 /// The threads that the request names.
 fn chosen(
     process: &Process,
     request: &ExecRequest,
+    wanted: Wanted,
     interpreter: &InterpreterSupport,
     threads: &[OsThread],
 ) -> Result<Vec<Candidate>, Refusal> {
+    let siblings = interpreter.threads.len().saturating_sub(1);
     let mut all: Vec<Candidate> = interpreter
         .threads
         .iter()
@@ -133,11 +167,16 @@ fn chosen(
                 os,
                 interpreter: interpreter.address,
                 main_interpreter: interpreter.id == 0,
+                siblings,
                 statuses: Vec::new(),
             })
         })
         .collect();
     let chosen = match request.thread {
+        _ if let Wanted::StandIns(main) = wanted => {
+            all.retain(|one| one.tid != main);
+            Some(by_eagerness(all))
+        }
         ThreadChoice::Auto | ThreadChoice::Main => {
             let ns_pid = u64::from(process.ns_pid().unsigned_abs());
             // After the main script has ended the interpreter names no main thread, but its state is still there.
@@ -145,23 +184,9 @@ fn chosen(
                 .iter()
                 .position(|one| one.support.main)
                 .or_else(|| all.iter().position(|one| one.support.ns_tid == ns_pid));
-            main.map(|index| {
-                let main = all.swap_remove(index);
-                let mut chosen = vec![main];
-                if request.thread == ThreadChoice::Auto {
-                    // A script that needs the main thread says so.
-                    all.sort_by_key(eagerness);
-                    chosen.append(&mut all);
-                    chosen.truncate(MAX_CANDIDATES);
-                }
-                chosen
-            })
+            main.map(|index| vec![all.swap_remove(index)])
         }
-        ThreadChoice::Any => {
-            all.sort_by_key(eagerness);
-            all.truncate(MAX_CANDIDATES);
-            Some(all)
-        }
+        ThreadChoice::Any => Some(by_eagerness(all)),
         ThreadChoice::Tid(tid) => all
             .iter()
             .position(|one| one.tid == tid)
@@ -186,6 +211,12 @@ fn chosen(
     })
 }
 
+fn by_eagerness(mut all: Vec<Candidate>) -> Vec<Candidate> {
+    all.sort_by_key(eagerness);
+    all.truncate(MAX_CANDIDATES);
+    all
+}
+
 /// Who is likely to come by soonest: threads that run, then waits that an interrupt ends, then those that can be made
 /// to return; the main thread last of its kind, since it is the one the application would miss most. Last of all those
 /// that wait for a lock: a script that waits for the same one would be handed what they wait for. The main thread's wait
@@ -206,45 +237,24 @@ fn eagerness(candidate: &Candidate) -> (u8, bool) {
     (kind, candidate.support.main)
 }
 
-/// A second script would run inside the first, at its next check.
-fn without_running_scripts(
+/// Sets the threads apart that somebody of ours uses: this sidecar or another one of the pod.
+fn apart(
     process: &Process,
     runtime: &Runtime,
     threads: &[OsThread],
-    choice: ThreadChoice,
     chosen: Vec<Candidate>,
-) -> Result<Vec<Candidate>, Refusal> {
-    let stacks = stacks(process, runtime, threads);
-    let first = chosen.first().map(|one| one.tid);
-    let (busy, free): (Vec<Candidate>, Vec<Candidate>) =
-        chosen.into_iter().partition(|one| runs(&stacks, one.tid));
-    match busy.first() {
-        // Whoever asks for the main thread if possible waits for it while it runs a script.
-        Some(one)
-            if free.is_empty() || (choice == ThreadChoice::Auto && first == Some(one.tid)) =>
-        {
-            Err(refuse(
-                Reason::TargetBusy,
-                format!(
-                    "an earlier script still runs in thread {}: wait for it to end, or use another thread",
-                    one.tid
-                ),
-            ))
+) -> Chosen {
+    let stacks =
+        sidewinder_decode::stacks(process, runtime, threads, Locals::None, &Limits::default());
+    let mut apart = Chosen::default();
+    for one in chosen {
+        if runs_a_script(&stacks, one.tid) {
+            apart.busy.push((one.tid, Occupied::Script));
+        } else if one.support.is_pending && in_use(process, slot(&one.support)).unwrap_or(false) {
+            apart.busy.push((one.tid, Occupied::Request));
+        } else {
+            apart.free.push(one);
         }
-        _ => Ok(free),
     }
-}
-
-fn stacks(process: &Process, runtime: &Runtime, threads: &[OsThread]) -> Stacks {
-    sidewinder_decode::stacks(process, runtime, threads, Locals::None, &Limits::default())
-}
-
-fn runs(stacks: &Stacks, tid: u64) -> bool {
-    stacks
-        .interpreters
-        .iter()
-        .flat_map(|interpreter| &interpreter.threads)
-        .filter(|thread| thread.tid == tid)
-        .flat_map(|thread| &thread.frames)
-        .any(|frame| &*frame.function == payload::FUNCTION)
+    apart
 }

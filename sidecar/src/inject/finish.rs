@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sidewinder_linux::carrier::Carrier;
+use sidewinder_linux::carrier::{Carrier, Gone};
 use sidewinder_linux::stop::StopError;
 use sidewinder_linux::stopped::Stopped;
 use sidewinder_linux::write::{ArmError, Disarmed, arm};
@@ -26,13 +26,15 @@ impl Run<'_> {
     ) -> Result<(), Refusal> {
         let began = Instant::now();
         let ended = loop {
-            let gone = self.process.wait_exit(pace(began.elapsed()));
+            let gone = carrier.wait(self.process, pace(began.elapsed()));
             self.update(carrier.result());
             if self.answer.finished() {
                 break Ok(());
             }
-            if gone {
-                break Err(self.exited_meanwhile());
+            match gone {
+                Gone::Nobody => {}
+                Gone::Process => break Err(self.exited_meanwhile()),
+                Gone::Carrier => break Err(self.carrier_lost(candidate.tid)),
             }
             let reason = if self.cancel.load(Ordering::SeqCst) {
                 Reason::Cancelled
@@ -115,9 +117,9 @@ impl Run<'_> {
             }
         };
         while Instant::now() < until {
-            let gone = self.process.wait_exit(Duration::from_millis(2));
+            let gone = carrier.wait(self.process, Duration::from_millis(2));
             self.update(carrier.result());
-            if gone || self.answer.finished() {
+            if gone != Gone::Nobody || self.answer.finished() {
                 break;
             }
         }
