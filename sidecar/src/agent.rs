@@ -28,7 +28,7 @@ use sidewinder_model::{
 };
 use watches::{WATCH_LIMIT, Watches};
 
-use crate::inject::LeftRunning;
+use crate::inject::{Asker, LeftRunning};
 use crate::{framing, perform};
 
 /// Where the agent listens. The folder is part of the image.
@@ -348,8 +348,10 @@ fn start(
         Begin::Start(cancel) => {
             answers.send(ToOperator::Accepted { id: id.clone() })?;
             let worker = agent.clone();
+            // Here, where requests come one after the other.
+            let asker = perform::asker(&request);
             let started = spawn("request", move || {
-                let (mut outcome, left) = carry_out(&worker.instance, &request, &cancel);
+                let (mut outcome, left) = carry_out(&worker.instance, &request, &cancel, asker);
                 for script in left {
                     watch_on(&worker, &mut outcome, script);
                 }
@@ -400,9 +402,10 @@ fn carry_out(
     instance: &str,
     request: &Request,
     cancel: &Arc<AtomicBool>,
+    asker: Asker,
 ) -> (Outcome, Vec<LeftRunning>) {
     match catch_unwind(AssertUnwindSafe(|| {
-        perform::perform(request, instance, cancel)
+        perform::perform(request, instance, cancel, asker)
     })) {
         Ok(performed) => performed,
         Err(_) => (

@@ -27,6 +27,7 @@ use sidewinder_model::{ExecOutcome, ExecRequest, Reason, Stacks, ThreadChoice, W
 use crate::discover;
 use ask::Asked;
 use choose::{Candidate, Wanted};
+pub use queue::Asker;
 use queue::Claim;
 use result::Answer;
 use wake::Waker;
@@ -69,12 +70,12 @@ fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
 
 /// Runs a script in the target. Returns when the script has ended, did not start in time, or time is up; a request that
 /// was not accepted is taken back on every path, and a script that runs when time is up is made to end where it can be.
-/// `look` reads the stacks before that. `who` names the script to others that wait for the same thread.
+/// `look` reads the stacks before that. `asker` says who comes before whom.
 pub fn exec(
     process: &Process,
     runtime: &Runtime,
     request: &ExecRequest,
-    who: &str,
+    asker: &Asker,
     deadline: Instant,
     cancel: &AtomicBool,
     look: &dyn Fn() -> Option<Stacks>,
@@ -83,7 +84,7 @@ pub fn exec(
         process,
         runtime,
         policy: request.wake,
-        who,
+        asker,
         deadline,
         cancel,
         look,
@@ -157,7 +158,7 @@ struct Run<'a> {
     process: &'a Process,
     runtime: &'a Runtime,
     policy: WakePolicy,
-    who: &'a str,
+    asker: &'a Asker,
     deadline: Instant,
     cancel: &'a AtomicBool,
     look: &'a dyn Fn() -> Option<Stacks>,

@@ -20,7 +20,7 @@ use sidewinder_model::{
 
 use crate::capture::{Capture, CaptureError, Torn, capture};
 use crate::discover::{Discovery, Found};
-use crate::inject::LeftRunning;
+use crate::inject::{Asker, LeftRunning};
 use crate::select::select;
 use crate::{discover, inject};
 
@@ -44,8 +44,8 @@ pub struct Bounds {
     pub deadline: Instant,
     /// Set when nobody wants it any more.
     pub cancel: Arc<AtomicBool>,
-    /// Whose work it is, in words for others that wait for the same thread.
-    pub who: String,
+    /// Whose work it is.
+    pub asker: Asker,
     /// Where scripts go that are still running at the end; without it they are let go of.
     pub left: Option<Sender<LeftRunning>>,
 }
@@ -56,7 +56,7 @@ impl Bounds {
         Self {
             deadline,
             cancel: Arc::default(),
-            who: String::new(),
+            asker: Asker::default(),
             left: None,
         }
     }
@@ -78,21 +78,27 @@ impl Bounds {
     }
 }
 
+/// Whose request it is, and that it comes after all that came before.
+pub fn asker(request: &Request) -> Asker {
+    Asker::new(match &request.name {
+        Some(name) => format!("the script of session {}", clip(&line(name), NAME_CHARS)),
+        None => "the script of another request".to_owned(),
+    })
+}
+
 /// Carries out a request on the processes that can be seen. Scripts that are still running come with the outcome.
 pub fn perform(
     request: &Request,
     instance: &str,
     cancel: &Arc<AtomicBool>,
+    asker: Asker,
 ) -> (Outcome, Vec<LeftRunning>) {
     let started = Instant::now();
     let (left, running) = channel();
     let bounds = Bounds {
         deadline: started + Duration::from_millis(request.timeout_milliseconds),
         cancel: cancel.clone(),
-        who: match &request.name {
-            Some(name) => format!("the script of session {}", clip(&line(name), NAME_CHARS)),
-            None => "the script of another request".to_owned(),
-        },
+        asker,
         left: Some(left),
     };
     let mut targets = targets(request, &bounds);
@@ -438,7 +444,7 @@ fn exec(
         process,
         runtime,
         request,
-        &bounds.who,
+        &bounds.asker,
         bounds.deadline,
         &bounds.cancel,
         &look,

@@ -17,6 +17,9 @@ use crate::{Error, Process};
 /// The longest a thread is held to write a request or to take it back.
 const MAX_STOP: Duration = Duration::from_millis(100);
 
+/// How long a process whose memory cannot be reached any more may take to end.
+const ENDING: Duration = Duration::from_millis(200);
+
 /// The right to write into one target.
 #[derive(Debug)]
 pub struct Writer<'a> {
@@ -316,7 +319,8 @@ impl Armed<'_> {
                 self.finished = true;
                 Disarmed::Accepted
             }
-            Err(_) if !self.writer.process.alive() => {
+            // The memory of a process that is being killed goes a moment before the process.
+            Err(_) if self.writer.process.wait_exit(ENDING) => {
                 self.finished = true;
                 Disarmed::Gone
             }

@@ -6,11 +6,31 @@
 //! other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How many requests wait for one process at most. With 30 s each, the last of them would wait for four minutes.
 pub(crate) const MAX_WAITING: usize = 8;
+
+/// Who asks, and when: places in a line are in this order, however long each took to find its process.
+#[derive(Clone, Debug, Default)]
+pub struct Asker {
+    /// Whose script, in words for others that wait for the same thread.
+    who: String,
+    order: u64,
+}
+
+impl Asker {
+    /// One who comes after everybody who came before.
+    pub fn new(who: impl Into<String>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            who: who.into(),
+            order: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+}
 
 /// A process: its id, and when it started, since the id may be given out again.
 pub(super) type Key = (i32, u64);
@@ -25,7 +45,6 @@ pub(super) struct Queue {
 /// What is known of one process.
 #[derive(Debug, Default)]
 struct Line {
-    number: u64,
     changes: u64,
     /// Those who have no thread yet, by the order in which they came. `None` while it is not known what they want.
     waiting: BTreeMap<u64, Option<BTreeSet<u64>>>,
@@ -89,19 +108,15 @@ impl Queue {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the last place of the process's line. Whoever comes after waits until [`Place::ask`] has said what is
-    /// wanted.
-    pub(super) fn enter(&'static self, key: Key, who: &str) -> Place {
+    /// Takes a place in the process's line. Whoever comes after waits until [`Place::ask`] has said what is wanted.
+    pub(super) fn enter(&'static self, key: Key, asker: &Asker) -> Place {
         let mut lines = self.lines();
         let line = lines.entry(key).or_default();
-        let number = line.number;
-        line.number = number.wrapping_add(1);
-        line.waiting.insert(number, None);
+        line.waiting.insert(asker.order, None);
         Place {
             queue: self,
             key,
-            number,
-            who: who.to_owned(),
+            asker: asker.clone(),
         }
     }
 
@@ -124,15 +139,14 @@ impl Queue {
 pub(super) struct Place {
     queue: &'static Queue,
     key: Key,
-    number: u64,
-    who: String,
+    asker: Asker,
 }
 
 impl Place {
     /// Asks for those of the threads `free` that nobody has and nobody wants who came before. `busy` are threads that
     /// are wanted as well and that, for a reason that is not known here, cannot be had now.
     pub(super) fn ask(&self, free: &[u64], busy: &[u64]) -> Answer {
-        let number = self.number;
+        let number = self.asker.order;
         let mut lines = self.queue.lines();
         let line = lines.entry(self.key).or_default();
         let earlier = line.waiting.range(..number).map(|(_, wants)| wants);
@@ -154,7 +168,7 @@ impl Place {
                 let holder = Holder {
                     number,
                     tid: *tid,
-                    who: self.who.clone(),
+                    who: self.asker.who.clone(),
                     stage: Stage::Starting,
                     since: Instant::now(),
                 };
@@ -212,7 +226,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.queue.change(self.key, |line| {
-            line.waiting.remove(&self.number);
+            line.waiting.remove(&self.asker.order);
         });
     }
 }
@@ -285,9 +299,9 @@ mod tests {
     #[test]
     fn one_thread_is_had_by_one_and_by_those_who_wait_in_their_order() {
         static QUEUE: Queue = Queue::new();
-        let first = claim(QUEUE.enter(PROCESS, "a").ask(&[1], &[]));
-        let second = QUEUE.enter(PROCESS, "b");
-        let third = QUEUE.enter(PROCESS, "c");
+        let first = claim(QUEUE.enter(PROCESS, &Asker::new("a")).ask(&[1], &[]));
+        let second = QUEUE.enter(PROCESS, &Asker::new("b"));
+        let third = QUEUE.enter(PROCESS, &Asker::new("c"));
         assert!(waits(&third.ask(&[1], &[])), "b has not said what it wants");
         let Answer::Wait {
             holder: Some(holder),
@@ -308,18 +322,28 @@ mod tests {
     }
 
     #[test]
+    fn who_asked_first_is_first_also_when_it_took_longer_to_find_the_process() {
+        static QUEUE: Queue = Queue::new();
+        let (first, second) = (Asker::new("a"), Asker::new("b"));
+        let second = QUEUE.enter(PROCESS, &second);
+        let first = QUEUE.enter(PROCESS, &first);
+        assert!(waits(&second.ask(&[1], &[])));
+        assert_eq!(claim(first.ask(&[1], &[])).tids(), [1]);
+    }
+
+    #[test]
     fn other_threads_and_other_processes_are_free_meanwhile() {
         static QUEUE: Queue = Queue::new();
-        let mut main = claim(QUEUE.enter(PROCESS, "a").ask(&[1], &[]));
+        let mut main = claim(QUEUE.enter(PROCESS, &Asker::new("a")).ask(&[1], &[]));
         main.runs_in(1);
-        let waiting = QUEUE.enter(PROCESS, "b");
+        let waiting = QUEUE.enter(PROCESS, &Asker::new("b"));
         assert!(waits(&waiting.ask(&[1], &[])));
-        let mut any = claim(QUEUE.enter(PROCESS, "c").ask(&[3, 1, 2], &[]));
+        let mut any = claim(QUEUE.enter(PROCESS, &Asker::new("c")).ask(&[3, 1, 2], &[]));
         assert_eq!(any.tids(), [3, 2]);
         any.runs_in(2);
-        let third = claim(QUEUE.enter(PROCESS, "d").ask(&[3], &[]));
-        let other = claim(QUEUE.enter((8, 1), "e").ask(&[1], &[]));
-        let again = claim(QUEUE.enter((7, 2), "f").ask(&[1], &[]));
+        let third = claim(QUEUE.enter(PROCESS, &Asker::new("d")).ask(&[3], &[]));
+        let other = claim(QUEUE.enter((8, 1), &Asker::new("e")).ask(&[1], &[]));
+        let again = claim(QUEUE.enter((7, 2), &Asker::new("f")).ask(&[1], &[]));
         drop((main, any, third, other, again));
         assert_eq!(claim(waiting.ask(&[1], &[])).tids(), [1]);
     }
@@ -327,13 +351,13 @@ mod tests {
     #[test]
     fn a_thread_that_somebody_wants_who_came_before_is_not_given_to_the_next() {
         static QUEUE: Queue = Queue::new();
-        let first = QUEUE.enter(PROCESS, "a");
+        let first = QUEUE.enter(PROCESS, &Asker::new("a"));
         // Another sidecar's script runs in both.
         assert!(waits(&first.ask(&[], &[1, 2])));
-        let second = QUEUE.enter(PROCESS, "b");
+        let second = QUEUE.enter(PROCESS, &Asker::new("b"));
         assert!(waits(&second.ask(&[2], &[])));
         assert_eq!(
-            claim(QUEUE.enter(PROCESS, "c").ask(&[2, 3], &[])).tids(),
+            claim(QUEUE.enter(PROCESS, &Asker::new("c")).ask(&[2, 3], &[])).tids(),
             [3]
         );
         drop(first);
@@ -343,17 +367,17 @@ mod tests {
     #[test]
     fn the_line_is_bounded_and_who_need_not_wait_is_let_through() {
         static QUEUE: Queue = Queue::new();
-        let held = claim(QUEUE.enter(PROCESS, "a").ask(&[1], &[]));
+        let held = claim(QUEUE.enter(PROCESS, &Asker::new("a")).ask(&[1], &[]));
         let line: Vec<Place> = (0..MAX_WAITING)
             .map(|_| {
-                let place = QUEUE.enter(PROCESS, "b");
+                let place = QUEUE.enter(PROCESS, &Asker::new("b"));
                 assert!(waits(&place.ask(&[1], &[])));
                 place
             })
             .collect();
-        let late = QUEUE.enter(PROCESS, "c");
+        let late = QUEUE.enter(PROCESS, &Asker::new("c"));
         assert!(matches!(late.ask(&[1], &[]), Answer::Full(MAX_WAITING)));
-        drop(claim(QUEUE.enter(PROCESS, "d").ask(&[2], &[])));
+        drop(claim(QUEUE.enter(PROCESS, &Asker::new("d")).ask(&[2], &[])));
         // Who waits is not sent away by asking again.
         assert!(line.iter().all(|place| waits(&place.ask(&[1], &[]))));
         drop(held);
@@ -366,9 +390,9 @@ mod tests {
     #[test]
     fn a_script_that_outlives_its_request_is_not_waited_for() {
         static QUEUE: Queue = Queue::new();
-        let mut left = claim(QUEUE.enter(PROCESS, "a").ask(&[1], &[]));
+        let mut left = claim(QUEUE.enter(PROCESS, &Asker::new("a")).ask(&[1], &[]));
         left.runs_in(1);
-        let waiting = QUEUE.enter(PROCESS, "b");
+        let waiting = QUEUE.enter(PROCESS, &Asker::new("b"));
         assert!(waits(&waiting.ask(&[1], &[])));
         left.left_running();
         let Answer::LeftRunning(holder) = waiting.ask(&[1], &[]) else {
@@ -379,7 +403,7 @@ mod tests {
             ("a", Stage::LeftRunning)
         );
         assert_eq!(
-            claim(QUEUE.enter(PROCESS, "c").ask(&[1, 2], &[])).tids(),
+            claim(QUEUE.enter(PROCESS, &Asker::new("c")).ask(&[1, 2], &[])).tids(),
             [2]
         );
         drop(left);
@@ -389,15 +413,15 @@ mod tests {
     #[test]
     fn whoever_waits_is_told_of_a_change_and_of_nothing_else() {
         static QUEUE: Queue = Queue::new();
-        let held = claim(QUEUE.enter(PROCESS, "a").ask(&[1], &[]));
-        let place = QUEUE.enter(PROCESS, "b");
+        let held = claim(QUEUE.enter(PROCESS, &Asker::new("a")).ask(&[1], &[]));
+        let place = QUEUE.enter(PROCESS, &Asker::new("b"));
         let Answer::Wait { changes, .. } = place.ask(&[1], &[]) else {
             panic!("a has it")
         };
         assert!(!place.wait(changes, Duration::from_millis(1)));
         // Asking again, and what happens to other processes, is no change.
         assert!(waits(&place.ask(&[1], &[])));
-        drop(claim(QUEUE.enter((8, 1), "c").ask(&[1], &[])));
+        drop(claim(QUEUE.enter((8, 1), &Asker::new("c")).ask(&[1], &[])));
         assert!(!place.wait(changes, Duration::from_millis(1)));
         let waiter = std::thread::spawn(move || place.wait(changes, Duration::from_mins(1)));
         drop(held);

@@ -10,6 +10,9 @@ use super::{Refusal, Run, refuse};
 
 /// Of all processes. Requests of other sidecars stand in no line of ours: what they do is seen in the target.
 static QUEUE: Queue = Queue::new();
+/// A thread that another sidecar uses, and what for.
+type Elsewhere = (u64, Occupied);
+
 /// How often somebody who waits looks whether the script is still wanted and the process lives.
 const CHECK: Duration = Duration::from_millis(100);
 /// How long until a thread is looked at again that another sidecar uses: at first, and at most. Nothing tells when it is
@@ -27,18 +30,19 @@ impl Run<'_> {
     ) -> Result<(Claim, Vec<Candidate>), Refusal> {
         let began = Instant::now();
         let key = (self.process.pid(), self.process.start_time());
-        let place = QUEUE.enter(key, self.who);
+        let place = QUEUE.enter(key, self.asker);
         let mut pause = LOOKS.0;
-        let mut waited_for: Option<String> = None;
+        let mut in_the_way: Option<(Option<Holder>, Option<Elsewhere>)> = None;
         loop {
-            if let Some(what) = waited_for.take()
+            if let Some((holder, other)) = in_the_way.take()
                 && Instant::now() >= deadline
             {
                 return Err(refuse(
                     Reason::TargetBusy,
                     format!(
-                        "{what}; this script waited {} s, until its time was over, and was not begun",
-                        began.elapsed().as_secs()
+                        "{}; this script waited {:.1} s, until its time was over, and was not begun",
+                        self.in_the_way(holder.as_ref(), other),
+                        began.elapsed().as_secs_f64()
                     ),
                 ));
             }
@@ -67,10 +71,11 @@ impl Run<'_> {
             let other = chosen
                 .busy
                 .iter()
-                .find(|(tid, _)| holder.as_ref().is_none_or(|holder| holder.tid != *tid));
+                .find(|(tid, _)| holder.as_ref().is_none_or(|holder| holder.tid != *tid))
+                .copied();
             let look = other.map(|_| Instant::now() + pause);
             pause = (pause * 2).min(LOOKS.1);
-            waited_for = Some(self.in_the_way(holder.as_ref(), other));
+            in_the_way = Some((holder, other));
             loop {
                 self.still_wanted()?;
                 if !self.process.alive() {
@@ -105,7 +110,7 @@ impl Run<'_> {
     }
 
     /// What is waited for, in words.
-    fn in_the_way(&self, holder: Option<&Holder>, other: Option<&(u64, Occupied)>) -> String {
+    fn in_the_way(&self, holder: Option<&Holder>, other: Option<Elsewhere>) -> String {
         let pid = self.process.ns_pid();
         match (holder, other) {
             (Some(holder), _) => {
