@@ -17,13 +17,13 @@ use crate::elf::loaded::{self, Loaded};
 use crate::memory::{Addr, Memory};
 
 /// Loads of libc that are looked at: more than one is odd already.
-const MAX_LOADS: usize = 8;
-/// The largest `.eh_frame_hdr` of a libc, in bytes: 8 for each function, of which glibc has 4 000.
-const MAX_HEADER: u64 = 1 << 20;
-/// The largest `.eh_frame`, in bytes: glibc's has 150 KiB.
-const MAX_FRAMES: u64 = 4 << 20;
-/// The longest entry of it, in bytes: they are worked through while a thread stands still.
-const MAX_ENTRY: usize = 16 << 10;
+const MAX_LOADS: usize = 4;
+/// The most that is read of an `.eh_frame_hdr`, in bytes: 8 for each function, of which glibc has 4 000.
+const MAX_HEADER: u64 = 256 << 10;
+/// The most that is read of an `.eh_frame`, in bytes: glibc's has 150 KiB.
+const MAX_FRAMES: u64 = 1 << 20;
+/// The longest entry of it, in bytes: they are worked through while a thread stands still. glibc's longest has 220.
+const MAX_ENTRY: usize = 2 << 10;
 /// The one form in which linkers write `.eh_frame_hdr`: version 1, where `.eh_frame` begins as distance from there, the
 /// number of entries, and entries that are distances from the table, sorted.
 const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
@@ -91,13 +91,16 @@ impl Libc {
                 Some(*n) != runtime && (is_libc(file.name()) || Some(*n) == has_sigreturn)
             })
             .flat_map(|(_, file)| file.loads.iter().map(move |load| (file, load)))
-            .take(MAX_LOADS)
             .map(|(file, load)| {
                 let text = file.text.iter().filter(|text| load.contains(&text.start));
-                Self {
-                    text: text.cloned().collect(),
-                    tables: Tables::copy(memory, file, Addr(load.start)),
-                }
+                (file, load, text.cloned().collect::<Vec<_>>())
+            })
+            // It may be mapped to be read as well.
+            .filter(|(_, _, text)| !text.is_empty())
+            .take(MAX_LOADS)
+            .map(|(file, load, text)| Self {
+                text,
+                tables: Tables::copy(memory, file, Addr(load.start)),
             })
             .collect()
     }

@@ -19,9 +19,10 @@ pub const CAPACITY: u32 = 300;
 const AT_ONCE: u32 = 100;
 /// The bytes of one call: a function, its argument, 32 bits of flags.
 pub const ENTRY: u64 = 24;
-/// The bytes of an interpreter that are searched: the queue is among its first hundred.
-const SEARCHED: u64 = 512 << 10;
-const PIECE: usize = 64 << 10;
+/// The bytes of an interpreter that are searched: the queue begins within its first hundred.
+const SEARCHED: u64 = 64 << 10;
+/// Places with the two constants that are looked at: a sound interpreter has one.
+const MAX_PLACES: usize = 16;
 /// Bytes from `handling_thread` to the number of calls, and from there to the calls.
 const HEAD: u64 = 12;
 const TO_CALLS: u64 = 12;
@@ -77,34 +78,23 @@ pub fn pending_calls<M: Memory + ?Sized>(
     interpreter: Addr,
 ) -> Option<PendingCalls> {
     let size = runtime.offsets().get(F::interpreter_state_size);
-    let end = interpreter.plus(size.min(SEARCHED));
-    let mut found = None;
-    let mut buffer = vec![0; PIECE];
-    let mut at = interpreter;
-    // The two constants may lie on either side of a piece's end.
-    while at.plus(8) < end {
-        let len = usize::try_from(end.0.saturating_sub(at.0)).ok()?;
-        let piece = buffer.get_mut(..len.min(PIECE))?;
-        memory.read(at, piece).ok()?;
-        let (words, _) = piece.as_chunks::<4>();
-        for (n, pair) in words.array_windows::<2>().enumerate() {
-            if pair.map(u32::from_le_bytes) != [CAPACITY, AT_ONCE] {
-                continue;
-            }
-            let limits = at.plus(u64::try_from(n).ok()?.saturating_mul(4));
+    let mut bytes = vec![0; usize::try_from(size.min(SEARCHED)).ok()?];
+    memory.read(interpreter, &mut bytes).ok()?;
+    // The two constants are one word: the structure begins with a pointer, 16 bytes before.
+    let (words, _) = bytes.as_chunks::<8>();
+    let limits = u64::from(CAPACITY) | u64::from(AT_ONCE) << 32;
+    let mut places = words
+        .iter()
+        .enumerate()
+        .filter(|(_, word)| u64::from_le_bytes(**word) == limits)
+        .take(MAX_PLACES)
+        .filter_map(|(n, _)| {
+            let limits = interpreter.plus(u64::try_from(n).ok()?.saturating_mul(8));
             let calls = PendingCalls::at(limits.minus(4));
-            // Halves of the structure's words are no limits, whatever is in them.
-            if limits.0 % 8 != interpreter.0 % 8 || calls.read(memory).is_none() {
-                continue;
-            }
-            if found.replace(calls).is_some() {
-                return None;
-            }
-        }
-        let step = u64::try_from(piece.len()).ok()?.saturating_sub(4).max(1);
-        at = at.plus(step);
-    }
-    found
+            calls.read(memory).and(Some(calls))
+        });
+    let found = places.next()?;
+    places.next().is_none().then_some(found)
 }
 
 impl PendingCalls {

@@ -15,6 +15,10 @@ pub const LOCATE_BYTES: u64 = 4 * (256 << 20);
 /// Reads that the addresses for scripts take at most, for 256 interpreters and 32 768 threads.
 const SUPPORT_READS: u64 = 300_000;
 
+/// Reads that the queues of 256 interpreters take at most, and the table of signals.
+const WAKING_READS: u64 = 256 * 64;
+const WAKING_BYTES: u64 = 256 * (128 << 10);
+
 /// Counts what is read.
 pub struct Counting<M> {
     inner: M,
@@ -100,12 +104,7 @@ pub fn decode_all(
         found = runtime;
         &found
     };
-    let stacks = stacks(&memory, runtime, &image.threads, Locals::Values, limits);
-    within(&memory, limits, "stacks");
-    check_stacks(&stacks, limits);
-    let tasks = tasks(&memory, runtime, &image.threads, limits);
-    within(&memory, limits, "tasks");
-    check_tasks(&tasks, limits);
+    // What says nothing of reads that failed comes first.
     let _ = runtime.gil(&memory);
     let support = remote_exec::support(&memory, runtime, &image.threads);
     let (reads, _) = memory.take();
@@ -113,10 +112,29 @@ pub fn decode_all(
         reads <= SUPPORT_READS,
         "addresses for scripts took {reads} reads"
     );
+    for interpreter in &support.interpreters {
+        if let Some(calls) = remote_exec::pending_calls(&memory, runtime, interpreter.address) {
+            // It may be another one by now.
+            let queue = calls.read(&memory);
+            assert!(queue.is_none_or(|queue| queue.npending <= 300 && queue.next < 300));
+        }
+    }
+    let _ = remote_exec::Signals::locate(&memory, runtime);
+    let (reads, bytes) = memory.take();
+    assert!(
+        reads <= WAKING_READS && bytes <= WAKING_BYTES,
+        "queues and signals took {reads} reads of {bytes} bytes"
+    );
     let most = Limits::default();
     let threads: usize = support.interpreters.iter().map(|i| i.threads.len()).sum();
     assert!(support.interpreters.len() <= most.interpreters && threads <= most.threads);
     check_problems(&support.problems, &most);
+    let stacks = stacks(&memory, runtime, &image.threads, Locals::Values, limits);
+    within(&memory, limits, "stacks");
+    check_stacks(&stacks, limits);
+    let tasks = tasks(&memory, runtime, &image.threads, limits);
+    within(&memory, limits, "tasks");
+    check_tasks(&tasks, limits);
     let threads = stacks.interpreters.iter().flat_map(|i| &i.threads);
     Outcome {
         located: true,
