@@ -14,7 +14,9 @@ use std::sync::OnceLock;
 
 use live::{Python, Start, Target, sidecar};
 use serde_json::Value;
+use sidewinder_decode::native::{Entry, Native, NativeError};
 use sidewinder_decode::runtime::LocateError;
+use sidewinder_decode::still::Any;
 use sidewinder_decode::{
     Addr, ElfFacts, Files, Limits, Mapping, Memory, NoFiles, ReadError, Runtime,
 };
@@ -118,8 +120,8 @@ fn locate(
     Runtime::locate(memory, &target.process().mappings().unwrap(), files)
 }
 
-/// Where the symbol table of the runtime's file says that it is, by another program.
-fn symbol(file: &Path) -> u64 {
+/// Where the symbol table of the runtime's file says that this is, by another program.
+fn symbol(file: &Path, name: &str) -> u64 {
     let listed = Command::new("nm")
         .args(["--dynamic", "--defined-only"])
         .arg(file)
@@ -128,7 +130,7 @@ fn symbol(file: &Path) -> u64 {
     let listed = String::from_utf8(listed.stdout).unwrap();
     let line = listed
         .lines()
-        .find(|line| line.ends_with(" _PyRuntime"))
+        .find(|line| line.split(' ').next_back() == Some(name))
         .unwrap();
     u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap()
 }
@@ -170,6 +172,31 @@ fn is_read(target: &Target) {
         "{tasks}"
     );
     assert!(shows_the_task(&tasks), "{tasks}");
+    let process = target.process();
+    let runtime = locate(target, &process, &process).unwrap();
+    let expected = cfg!(target_arch = "x86_64");
+    assert_eq!(functions(target, &runtime).is_ok(), expected);
+}
+
+/// The functions for a call in place are where another program says that they are in the file, whose first address is
+/// `base`.
+fn has_functions(target: &Target, runtime: &Runtime, base: u64, file: &Path) {
+    if cfg!(target_arch = "x86_64") {
+        let entry = functions(target, runtime).unwrap();
+        for (at, name) in [
+            (entry.restore_thread, "PyEval_RestoreThread"),
+            (entry.check_signals, "PyErr_CheckSignals"),
+            (entry.save_thread, "PyEval_SaveThread"),
+        ] {
+            assert_eq!(at.0, base + symbol(file, name), "{name}");
+        }
+    }
+}
+
+fn functions(target: &Target, runtime: &Runtime) -> Result<Entry, NativeError> {
+    let process = target.process();
+    let mappings = process.mappings().unwrap();
+    Native::prepare::<Any>(&process, &mappings, runtime).entry
 }
 
 fn shows_the_task(tasks: &Value) -> bool {
@@ -224,7 +251,8 @@ fn debians_static_executable_that_lies_at_a_fixed_address() {
         let process = target.process();
         let runtime = is_read_with(&target, &process, &process);
         let file = root_of(version).join(python.trim_start_matches('/'));
-        assert_eq!(runtime.address().0, symbol(&file));
+        assert_eq!(runtime.address().0, symbol(&file, "_PyRuntime"));
+        has_functions(&target, &runtime, 0, &file);
         assert!(runtime.version().starts_with(version));
         // The same address with less and less help.
         for found in [
@@ -250,8 +278,12 @@ fn an_embedder_of_any_name_with_pythons_library() {
             assert!(runtime.path().ends_with(&library), "{}", runtime.path());
             let mappings = process.mappings().unwrap();
             let base = mappings.iter().find(|m| m.path == runtime.path()).unwrap();
-            let linked = symbol(&root_of(version).join(library.trim_start_matches('/')));
-            assert_eq!(runtime.address().0, base.start + linked);
+            let file = root_of(version).join(library.trim_start_matches('/'));
+            assert_eq!(
+                runtime.address().0,
+                base.start + symbol(&file, "_PyRuntime")
+            );
+            has_functions(&target, &runtime, base.start, &file);
             for found in [
                 is_read_with(&target, &process, &NoFiles),
                 is_read_with(&target, &WithoutHeaders::new(&process), &NoFiles),
