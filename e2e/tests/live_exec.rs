@@ -8,7 +8,7 @@
 
 mod live;
 
-use live::{Start, Target};
+use live::{Python, Start, Target};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -40,9 +40,8 @@ fn blocked_in_futex(target: &Target) {
     });
 }
 
-#[test]
-fn an_idle_event_loop_answers_and_keeps_no_trace() {
-    let target = Target::start(IDLE);
+fn an_idle_event_loop_answers_and_keeps_no_trace(python: Python) {
+    let target = python.run(IDLE);
     let state = || {
         kill(Pid::from_raw(target.pid), Signal::SIGUSR1).unwrap();
         target.line()
@@ -65,17 +64,15 @@ fn an_idle_event_loop_answers_and_keeps_no_trace() {
     assert_eq!(state(), seen);
 }
 
-#[test]
-fn what_a_script_schedules_is_noticed_at_once() {
-    let target = Target::start(IDLE);
+fn what_a_script_schedules_is_noticed_at_once(python: Python) {
+    let target = python.run(IDLE);
     let (_, answer) = target.exec("while frame.f_code.co_name != 'main' and frame.f_back: frame = frame.f_back\nimport gc, asyncio\nfor o in gc.get_objects():\n    if type(o) is asyncio.Event: o.set()\n", &[]);
     assert_eq!(answer["reason"], "Succeeded", "{answer}");
     assert_eq!(target.line(), "event");
 }
 
-#[test]
-fn a_busy_loop_answers_by_itself() {
-    let target = Target::start(BUSY);
+fn a_busy_loop_answers_by_itself(python: Python) {
+    let target = python.run(BUSY);
     let (code, answer) = target.exec(
         "frame.f_globals['x'] > 0, frame.f_code.co_name",
         &["--wake", "never"],
@@ -88,9 +85,8 @@ fn a_busy_loop_answers_by_itself() {
     assert_eq!(answer["wake"], "None");
 }
 
-#[test]
-fn a_main_thread_in_a_lock_is_said_to_be_blocked_and_left_disarmed() {
-    let target = Target::start(LOCKED);
+fn a_main_thread_in_a_lock_is_said_to_be_blocked_and_left_disarmed(python: Python) {
+    let target = python.run(LOCKED);
     blocked_in_futex(&target);
     let before = target.traces();
     let (code, answer) = target.exec("1", &["--start", "400ms"]);
@@ -107,10 +103,10 @@ fn a_main_thread_in_a_lock_is_said_to_be_blocked_and_left_disarmed() {
     assert_eq!(target.traces(), before);
 }
 
-#[test]
-fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed() {
+fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed(python: Python) {
     for user in [None, Some((4711, 4712, 4713))] {
         let target = Start {
+            python,
             program: LOCKED,
             proc: true,
             user,
@@ -127,11 +123,11 @@ fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed() {
     }
 }
 
-/// Our files in the folders of the targets' root that are newer than the test.
-fn files_since(start: std::time::SystemTime) -> Vec<std::path::PathBuf> {
-    ["tmp", "dev/shm", "var/tmp"]
+/// Our files in the folders of the target's root that are newer than the test.
+fn files_since(target: &Target, start: std::time::SystemTime) -> Vec<std::path::PathBuf> {
+    ["/tmp", "/dev/shm", "/var/tmp"]
         .iter()
-        .filter_map(|folder| std::fs::read_dir(live::root().join(folder)).ok())
+        .filter_map(|folder| std::fs::read_dir(target.path(folder)).ok())
         .flatten()
         .map(|entry| entry.unwrap())
         .filter(|entry| {
@@ -149,9 +145,9 @@ fn files_since(start: std::time::SystemTime) -> Vec<std::path::PathBuf> {
         .collect()
 }
 
-#[test]
-fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next() {
+fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next(python: Python) {
     let target = Start {
+        python,
         program: LOCKED,
         user: Some((4711, 4712, 4713)),
         ..Start::default()
@@ -169,7 +165,7 @@ fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next() {
         "{answer}"
     );
     assert!(target.armed());
-    let held = files_since(start);
+    let held = files_since(&target, start);
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(target.armed());
@@ -185,9 +181,9 @@ fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next() {
     target.until("clean", |_| held.iter().all(|file| !file.exists()));
 }
 
-#[test]
-fn a_disabled_interpreter_is_never_written_to() {
+fn a_disabled_interpreter_is_never_written_to(python: Python) {
     let target = Start {
+        python,
         program: BUSY,
         env: &[("PYTHON_DISABLE_REMOTE_DEBUG", "1")],
         ..Start::default()
@@ -202,9 +198,8 @@ fn a_disabled_interpreter_is_never_written_to() {
     assert!(!target.armed());
 }
 
-#[test]
-fn an_audit_hook_may_refuse() {
-    let target = Target::start(
+fn an_audit_hook_may_refuse(python: Python) {
+    let target = python.run(
         "import sys, os\ndef hook(event, args):\n    if event == 'cpython.remote_debugger_script': raise RuntimeError('no')\nsys.addaudithook(hook)\nsys.unraisablehook = lambda *a: None\nprint('ready', flush=True)\nwhile True: pass",
     );
     let (code, answer) = target.exec("1", &[]);
@@ -215,9 +210,8 @@ fn an_audit_hook_may_refuse() {
     );
 }
 
-#[test]
-fn every_exception_is_data() {
-    let target = Target::start(BUSY);
+fn every_exception_is_data(python: Python) {
+    let target = python.run(BUSY);
     for (script, kind, message, traceback) in [
         (
             "def f():\n    1 / 0\nf()",
@@ -271,9 +265,8 @@ fn every_exception_is_data() {
     }
 }
 
-#[test]
-fn ten_megabytes_come_whole_and_forty_come_cut() {
-    let target = Target::start(BUSY);
+fn ten_megabytes_come_whole_and_forty_come_cut(python: Python) {
+    let target = python.run(BUSY);
     let (_, answer) = target.exec("for i in range(100_000): print('x' * 99)", &[]);
     assert_eq!(answer["stdout"].as_str().unwrap().len(), 10_000_000);
     assert_eq!(answer["clipped"], serde_json::json!({}));
@@ -284,9 +277,8 @@ fn ten_megabytes_come_whole_and_forty_come_cut() {
     assert_eq!(answer["clipped"]["stdout"], (40 << 20) + 3);
 }
 
-#[test]
-fn other_threads_keep_their_output() {
-    let target = Target::start(
+fn other_threads_keep_their_output(python: Python) {
+    let target = python.run(
         "import threading, time\ndef other():\n    n = 0\n    while True:\n        n += 1\n        print('other', n, flush=True)\n        time.sleep(0.001)\nprint('ready', flush=True)\nthreading.Thread(target=other, daemon=True).start()\nwhile True: time.sleep(0.001)",
     );
     let (_, answer) = target.exec(
@@ -316,8 +308,7 @@ fn answers_as_before(target: &Target) {
     );
 }
 
-#[test]
-fn a_script_that_never_ends_is_stopped_and_has_its_output_so_far() {
+fn a_script_that_never_ends_is_stopped_and_has_its_output_so_far(python: Python) {
     for script in [
         "print('first')\nwhile True: pass",
         "print('first')\ndef f(n):\n    if n: f(n - 1); f(n - 1)\nf(64)",
@@ -328,7 +319,7 @@ fn a_script_that_never_ends_is_stopped_and_has_its_output_so_far() {
         "print('first')\nimport asyncio\nasync def main():\n    while True: await asyncio.sleep(0)\nasyncio.run(main())",
         "print('first')\nimport time\nwhile True: time.sleep(0.01)",
     ] {
-        let target = Target::start(BUSY);
+        let target = python.run(BUSY);
         let before = target.traces();
         let (code, answer) = target.exec(script, &["--timeout", "1s"]);
         assert_eq!(
@@ -349,9 +340,8 @@ fn a_script_that_never_ends_is_stopped_and_has_its_output_so_far() {
     }
 }
 
-#[test]
-fn what_a_stopped_script_has_to_undo_is_undone() {
-    let target = Target::start(BUSY);
+fn what_a_stopped_script_has_to_undo_is_undone(python: Python) {
+    let target = python.run(BUSY);
     let (_, answer) = target.exec(
         "try:\n    while True: pass\nfinally:\n    for i in range(3): print('undone', i)",
         &["--timeout", "1s"],
@@ -363,10 +353,9 @@ fn what_a_stopped_script_has_to_undo_is_undone() {
     );
 }
 
-#[test]
-fn an_interrupted_command_stops_its_script() {
-    let target = Target::start(BUSY);
-    let folder = live::root().join("tmp");
+fn an_interrupted_command_stops_its_script(python: Python) {
+    let target = python.run(BUSY);
+    let folder = target.path("/tmp");
     let name = format!("sidewinder-test-{}", target.pid);
     let script = format!("open('/tmp/{name}', 'w').close()\nwhile True: pass");
     let exec = target.exec_start(&script, &[]);
@@ -388,9 +377,8 @@ fn an_interrupted_command_stops_its_script() {
     answers_as_before(&target);
 }
 
-#[test]
-fn a_script_that_cannot_be_stopped_is_said_to_run_and_blocks_the_next() {
-    let target = Target::start(BUSY);
+fn a_script_that_cannot_be_stopped_is_said_to_run_and_blocks_the_next(python: Python) {
+    let target = python.run(BUSY);
     let (code, answer) = target.exec(
         "print('first')\nimport time\ntime.sleep(1000)",
         &["--timeout", "1s"],
@@ -414,9 +402,8 @@ fn a_script_that_cannot_be_stopped_is_said_to_run_and_blocks_the_next() {
     );
 }
 
-#[test]
-fn a_script_that_ends_the_process_is_told_from_one_that_fails() {
-    let target = Target::start(BUSY);
+fn a_script_that_ends_the_process_is_told_from_one_that_fails(python: Python) {
+    let target = python.run(BUSY);
     let (code, answer) = target.exec("import os\nprint('bye')\nos._exit(3)", &[]);
     assert_eq!(
         (code, &answer["reason"], &answer["stdout"]),
@@ -425,9 +412,8 @@ fn a_script_that_ends_the_process_is_told_from_one_that_fails() {
     );
 }
 
-#[test]
-fn a_forked_copy_ends_with_the_script() {
-    let target = Target::start(BUSY);
+fn a_forked_copy_ends_with_the_script(python: Python) {
+    let target = python.run(BUSY);
     let (_, answer) = target.exec(
         "import os\npid = os.fork()\nif pid: print(os.waitpid(pid, 0)[1])",
         &[],
@@ -439,10 +425,10 @@ fn a_forked_copy_ends_with_the_script() {
     );
 }
 
-#[test]
-fn a_signal_that_a_script_consumed_reaches_the_application() {
+fn a_signal_that_a_script_consumed_reaches_the_application(python: Python) {
     for proc in [false, true] {
         let target = Start {
+            python,
             program: "print('ready', flush=True)\ntry:\n    while True: pass\nexcept KeyboardInterrupt: print('application', flush=True)\nwhile True: pass",
             proc,
             ..Start::default()
@@ -458,8 +444,7 @@ fn a_signal_that_a_script_consumed_reaches_the_application() {
     }
 }
 
-#[test]
-fn every_way_to_carry_a_script() {
+fn every_way_to_carry_a_script(python: Python) {
     let script = "import sys\nf = sys._getframe()\nwhile f.f_code.co_name != '_sidewinder': f = f.f_back\nf.f_locals['result']";
     for (proc, pid_namespace, user, way) in [
         (true, false, None, "'/proc/"),
@@ -468,6 +453,7 @@ fn every_way_to_carry_a_script() {
         (false, false, Some((4711, 4712, 4713)), "/.sidewinder-"),
     ] {
         let target = Start {
+            python,
             program: IDLE,
             proc,
             pid_namespace,
@@ -481,8 +467,8 @@ fn every_way_to_carry_a_script() {
         let result = answer["value"].as_str().unwrap();
         assert!(result.contains(way), "{result}");
         assert_eq!(target.traces(), before);
-        for folder in ["tmp", "dev/shm", "var/tmp"] {
-            let left = std::fs::read_dir(live::root().join(folder)).map_or(0, |entries| {
+        for folder in ["/tmp", "/dev/shm", "/var/tmp"] {
+            let left = std::fs::read_dir(target.path(folder)).map_or(0, |entries| {
                 entries
                     .filter(|entry| {
                         entry.as_ref().is_ok_and(|entry| {
@@ -496,9 +482,8 @@ fn every_way_to_carry_a_script() {
     }
 }
 
-#[test]
-fn a_missing_thread_or_interpreter_is_named() {
-    let target = Target::start(BUSY);
+fn a_missing_thread_or_interpreter_is_named(python: Python) {
+    let target = python.run(BUSY);
     let (code, answer) = target.exec("1", &["--thread", "1"]);
     assert_eq!(code, 4, "{answer}");
     let (code, answer) = target.exec("1", &["--interpreter", "7"]);
@@ -506,10 +491,9 @@ fn a_missing_thread_or_interpreter_is_named() {
     assert!(!target.armed());
 }
 
-#[test]
-fn commands_side_by_side_take_turns_at_the_target() {
+fn commands_side_by_side_take_turns_at_the_target(python: Python) {
     let target =
-        Target::start("import time\nprint('ready', flush=True)\nwhile True: time.sleep(0.001)");
+        python.run("import time\nprint('ready', flush=True)\nwhile True: time.sleep(0.001)");
     let before = target.traces();
     for round in 0..6 {
         let started: Vec<_> = (0..4)
@@ -526,4 +510,28 @@ fn commands_side_by_side_take_turns_at_the_target() {
         }
     }
     assert_eq!(target.traces(), before);
+}
+
+live::on_each_python! {
+    an_idle_event_loop_answers_and_keeps_no_trace,
+    what_a_script_schedules_is_noticed_at_once,
+    a_busy_loop_answers_by_itself,
+    a_main_thread_in_a_lock_is_said_to_be_blocked_and_left_disarmed,
+    the_carrier_takes_a_request_back_when_its_sidecar_is_killed,
+    what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next,
+    a_disabled_interpreter_is_never_written_to,
+    an_audit_hook_may_refuse,
+    every_exception_is_data,
+    ten_megabytes_come_whole_and_forty_come_cut,
+    other_threads_keep_their_output,
+    a_script_that_never_ends_is_stopped_and_has_its_output_so_far,
+    what_a_stopped_script_has_to_undo_is_undone,
+    an_interrupted_command_stops_its_script,
+    a_script_that_cannot_be_stopped_is_said_to_run_and_blocks_the_next,
+    a_script_that_ends_the_process_is_told_from_one_that_fails,
+    a_forked_copy_ends_with_the_script,
+    a_signal_that_a_script_consumed_reaches_the_application,
+    every_way_to_carry_a_script,
+    a_missing_thread_or_interpreter_is_named,
+    commands_side_by_side_take_turns_at_the_target,
 }

@@ -10,7 +10,7 @@ mod live;
 
 use std::time::{Duration, Instant};
 
-use live::{Start, Target};
+use live::{Python, Start, Target};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sidewinder_linux::Process;
@@ -23,9 +23,8 @@ fn main_tid(target: &Target) -> u64 {
     u64::from(target.pid.unsigned_abs())
 }
 
-#[test]
-fn a_stopped_thread_stands_still_and_goes_on() {
-    let target = Target::start(BUSY);
+fn a_stopped_thread_stands_still_and_goes_on(python: Python) {
+    let target = python.run(BUSY);
     let (process, tid) = (target.process(), main_tid(&target));
     let guard = stop(&process, &[tid], Duration::from_secs(10)).unwrap();
     assert_eq!(guard.tids(), [tid]);
@@ -42,9 +41,8 @@ fn a_stopped_thread_stands_still_and_goes_on() {
     assert_eq!(process.status().unwrap().tracer, 0);
 }
 
-#[test]
-fn the_limit_lets_go_although_the_owner_does_not() {
-    let target = Target::start(BUSY);
+fn the_limit_lets_go_although_the_owner_does_not(python: Python) {
+    let target = python.run(BUSY);
     let process = target.process();
     let guard = stop(&process, &[main_tid(&target)], Duration::from_millis(50)).unwrap();
     target.until("let go", |_| !guard.holds());
@@ -56,9 +54,8 @@ fn the_limit_lets_go_although_the_owner_does_not() {
     );
 }
 
-#[test]
-fn all_threads_stop_and_a_dropped_guard_lets_them_go() {
-    let target = Target::start(THREADS);
+fn all_threads_stop_and_a_dropped_guard_lets_them_go(python: Python) {
+    let target = python.run(THREADS);
     let process = target.process();
     let guard = stop_all(&process, Duration::from_secs(10)).unwrap();
     let mut held = guard.tids().to_vec();
@@ -76,9 +73,8 @@ fn all_threads_stop_and_a_dropped_guard_lets_them_go() {
     );
 }
 
-#[test]
-fn signals_that_arrive_meanwhile_are_not_lost() {
-    let target = Target::start(
+fn signals_that_arrive_meanwhile_are_not_lost(python: Python) {
+    let target = python.run(
         "import signal, time\nn = 0\ndef got(*a):\n    global n\n    n += 1\n    print('got', n, flush=True)\nsignal.signal(signal.SIGUSR1, got)\nprint('ready', flush=True)\nwhile True: pass",
     );
     let (process, tid) = (target.process(), main_tid(&target));
@@ -92,9 +88,8 @@ fn signals_that_arrive_meanwhile_are_not_lost() {
     }
 }
 
-#[test]
-fn a_process_that_a_signal_has_stopped_stays_stopped() {
-    let target = Target::start(BUSY);
+fn a_process_that_a_signal_has_stopped_stays_stopped(python: Python) {
+    let target = python.run(BUSY);
     let process = target.process();
     kill(Pid::from_raw(target.pid), Signal::SIGSTOP).unwrap();
     target.until("stopped", |_| process.stopped_by_signal().unwrap());
@@ -107,9 +102,8 @@ fn a_process_that_a_signal_has_stopped_stays_stopped() {
     assert_eq!(process.status().unwrap().tracer, 0);
 }
 
-#[test]
-fn a_traced_process_is_left_to_its_tracer() {
-    let target = Target::start(BUSY);
+fn a_traced_process_is_left_to_its_tracer(python: Python) {
+    let target = python.run(BUSY);
     let process = target.process();
     let guard = stop(&process, &[main_tid(&target)], Duration::from_secs(10)).unwrap();
     let error = stop(&process, &[main_tid(&target)], Duration::from_secs(1)).unwrap_err();
@@ -117,14 +111,13 @@ fn a_traced_process_is_left_to_its_tracer() {
     guard.release();
 }
 
-#[test]
-fn a_thread_in_uninterruptible_sleep_is_given_up_and_left_clean() {
+fn a_thread_in_uninterruptible_sleep_is_given_up_and_left_clean(python: Python) {
     // The parent of a vfork child sleeps uninterruptibly until the child executes, and this one waits for a writer.
     let fifo = format!("/tmp/fifo-{}", std::process::id());
     let program = format!(
         "import os\nos.mkfifo('{fifo}')\nprint('ready', flush=True)\nos.posix_spawn('/bin/true', ['true'], {{}}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, '{fifo}', os.O_RDONLY, 0)])\nprint('on', flush=True)\nwhile True: pass",
     );
-    let target = Target::start(&program);
+    let target = python.run(&program);
     let (process, tid) = (target.process(), main_tid(&target));
     target.until("in uninterruptible sleep", |_| {
         process.thread_stat(tid).unwrap().state == 'D'
@@ -134,15 +127,15 @@ fn a_thread_in_uninterruptible_sleep_is_given_up_and_left_clean() {
     assert!(matches!(error, StopError::Unstoppable { .. }), "{error}");
     assert!(began.elapsed() < Duration::from_secs(2));
     assert_eq!(process.status().unwrap().tracer, 0);
-    let fifo = live::root().join(fifo.trim_start_matches('/'));
+    let fifo = target.path(&fifo);
     drop(std::fs::File::options().write(true).open(&fifo).unwrap());
     assert_eq!(target.line(), "on");
     std::fs::remove_file(fifo).unwrap();
 }
 
-#[test]
-fn thread_ids_of_a_nested_namespace_are_its_own() {
+fn thread_ids_of_a_nested_namespace_are_its_own(python: Python) {
     let target = Start {
+        python,
         program: BUSY,
         proc: true,
         pid_namespace: true,
@@ -155,9 +148,8 @@ fn thread_ids_of_a_nested_namespace_are_its_own() {
     assert_eq!((thread.tid, thread.ns_tid), (main_tid(&target), 1));
 }
 
-#[test]
-fn a_mapped_file_is_opened_also_when_it_was_deleted() {
-    let target = Target::start(
+fn a_mapped_file_is_opened_also_when_it_was_deleted(python: Python) {
+    let target = python.run(
         "import mmap, os\nfd = os.open('/tmp/mapped', os.O_RDWR | os.O_CREAT)\nos.write(fd, b'the old build')\nm = mmap.mmap(fd, 13)\nos.unlink('/tmp/mapped')\nopen('/tmp/mapped', 'w').write('the new build')\nprint('ready', flush=True)\nwhile True: pass",
     );
     let process = target.process();
@@ -168,12 +160,11 @@ fn a_mapped_file_is_opened_also_when_it_was_deleted() {
         .unwrap();
     let text = std::io::read_to_string(process.open_mapping(mapping).unwrap()).unwrap();
     assert_eq!(text, "the old build");
-    std::fs::remove_file(live::root().join("tmp/mapped")).unwrap();
+    std::fs::remove_file(target.path("/tmp/mapped")).unwrap();
 }
 
-#[test]
-fn two_of_our_own_requests_take_turns_and_neither_takes_the_other_for_a_debugger() {
-    let target = Target::start(BUSY);
+fn two_of_our_own_requests_take_turns_and_neither_takes_the_other_for_a_debugger(python: Python) {
+    let target = python.run(BUSY);
     let (pid, tid) = (target.pid, main_tid(&target));
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -188,4 +179,17 @@ fn two_of_our_own_requests_take_turns_and_neither_takes_the_other_for_a_debugger
         }
     });
     assert_eq!(target.process().status().unwrap().tracer, 0);
+}
+
+live::on_each_python! {
+    a_stopped_thread_stands_still_and_goes_on,
+    the_limit_lets_go_although_the_owner_does_not,
+    all_threads_stop_and_a_dropped_guard_lets_them_go,
+    signals_that_arrive_meanwhile_are_not_lost,
+    a_process_that_a_signal_has_stopped_stays_stopped,
+    a_traced_process_is_left_to_its_tracer,
+    a_thread_in_uninterruptible_sleep_is_given_up_and_left_clean,
+    thread_ids_of_a_nested_namespace_are_its_own,
+    a_mapped_file_is_opened_also_when_it_was_deleted,
+    two_of_our_own_requests_take_turns_and_neither_takes_the_other_for_a_debugger,
 }

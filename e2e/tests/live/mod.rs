@@ -1,5 +1,10 @@
 //! Live Python processes to look into, and the sidecar by hand.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unused_macros,
+    unused_imports,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -17,11 +22,6 @@ use sidewinder_model::Stacks;
 
 /// The longest a test waits for anything.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-
-/// The root folder of Python 3.14.
-pub(crate) fn root() -> &'static Path {
-    root_of(Python::V3_14)
-}
 
 /// A Python to run a target with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,31 @@ impl Python {
         }
     }
 }
+
+impl Python {
+    /// Starts a program with it and waits for its line `ready`.
+    pub(crate) fn run(self, program: &str) -> Target {
+        Start {
+            python: self,
+            program,
+            ..Start::default()
+        }
+        .start()
+    }
+}
+
+/// Makes a test with each Python of every function that is named.
+macro_rules! on_each_python {
+    ($($name:ident),* $(,)?) => {
+        mod on_3_14 {
+            $(#[test] fn $name() { super::$name(super::Python::V3_14); })*
+        }
+        mod on_3_15 {
+            $(#[test] fn $name() { super::$name(super::Python::V3_15); })*
+        }
+    };
+}
+pub(crate) use on_each_python;
 
 /// The root folder of a Python.
 pub(crate) fn root_of(python: Python) -> &'static Path {
@@ -128,11 +153,7 @@ impl Drop for Target {
 impl Target {
     /// Starts a program and waits for its line `ready`.
     pub(crate) fn start(program: &str) -> Self {
-        Start {
-            program,
-            ..Start::default()
-        }
-        .start()
+        Python::default().run(program)
     }
 
     /// Starts one of the [`programs`], by its name without `.py`.
@@ -159,6 +180,11 @@ impl Target {
         self.lines
             .recv_timeout(LIMIT)
             .expect("no more output of the target")
+    }
+
+    /// A path that it sees, as this test opens it while the target lives.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.pid))
     }
 
     pub(crate) fn process(&self) -> Process {
