@@ -117,7 +117,9 @@ fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed(python: Python) {
         // Long before its deadline.
         let mut exec = target.exec_start("1", &["--start", "90s", "--timeout", "90s"]);
         target.until("armed", Target::armed);
-        exec.kill().unwrap();
+        // With all that is in its process group, as a terminal does it.
+        let group = Pid::from_raw(i32::try_from(exec.id()).unwrap());
+        nix::sys::signal::killpg(group, Signal::SIGKILL).unwrap();
         exec.wait().unwrap();
         target.until("disarmed", |target| !target.armed());
     }

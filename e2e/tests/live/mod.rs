@@ -259,6 +259,7 @@ impl Target {
         let mut child = Command::new(sidecar())
             .args(["exec", "--pid", &self.pid.to_string(), "-", "-o", "json"])
             .args(args)
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

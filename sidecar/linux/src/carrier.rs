@@ -33,6 +33,7 @@ pub use files::sweep;
 pub(crate) use files::{in_use, is_ours, remove};
 
 use crate::procfs::Status;
+use crate::signals::{is_consumable, send_back};
 use crate::write::{RequestSlot, remaining};
 use crate::{Error, Process};
 
@@ -44,8 +45,9 @@ const MOST_DESCRIPTOR: u32 = 65_536;
 const START: Duration = Duration::from_secs(5);
 /// What a carrier is told when nothing is armed any more.
 const GOODBYE: [u8; 24] = [0; 24];
-/// What a carrier is told when the target is to get the `SIGINT` that a script consumed.
-const INTERRUPT: [u8; 24] = [0xff; 24];
+/// How it begins what a carrier is told when the target is to get a signal that a script consumed: no process id. The
+/// signal's number follows.
+const SIGNAL: u64 = u64::MAX;
 /// How a result ends: the record that says so. The wrapper writes it last.
 pub const END_RECORD: [u8; 9] = *b"F\0\0\0\0\0\0\0\0";
 
@@ -190,6 +192,8 @@ impl Carrier {
             .arg(remaining(deadline).as_millis().to_string())
             .env_clear()
             .current_dir("/")
+            // What is typed at the sidecar's terminal is not for it.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -297,15 +301,18 @@ impl Carrier {
         self.script.write_all_at(text, 0)
     }
 
-    /// Sends the target the `SIGINT` that it should have had and that a script consumed. As its own user: the sidecar
-    /// may lack `CAP_KILL`.
+    /// Sends the target a signal that it should have had and that a script consumed. As its own user: the sidecar may
+    /// lack `CAP_KILL`.
     ///
     /// # Errors
-    /// What the kernel said.
-    pub fn interrupt(&self, process: &Process) -> io::Result<()> {
+    /// What the kernel said; `InvalidInput` for a number that is none, and for signals that nobody can consume
+    /// ([`is_consumable`]).
+    pub fn signal(&self, process: &Process, number: u8) -> io::Result<()> {
         match &self.holder {
-            Holder::Child { control, .. } => (&*control).write_all(&INTERRUPT),
-            Holder::Files(_) => process.interrupt(),
+            Holder::Child { control, .. } if is_consumable(number) => {
+                (&*control).write_all(&message([SIGNAL, u64::from(number), 0]))
+            }
+            _ => send_back(process.pidfd(), number),
         }
     }
 
@@ -318,14 +325,7 @@ impl Carrier {
             return Ok(());
         };
         let pid = u64::from(process.ns_pid().unsigned_abs());
-        let mut message = [0; 24];
-        for (place, word) in message
-            .chunks_exact_mut(8)
-            .zip([pid, slot.pending.0, slot.path.0])
-        {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        (&*control).write_all(&message)
+        (&*control).write_all(&message([pid, slot.pending.0, slot.path.0]))
     }
 }
 
@@ -393,6 +393,15 @@ fn random() -> io::Result<u32> {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
     }
     Ok(u32::from_le_bytes(bytes))
+}
+
+/// What is said between a sidecar and its carrier: three words.
+fn message(words: [u64; 3]) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {

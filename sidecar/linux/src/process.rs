@@ -150,17 +150,6 @@ impl Process {
         matches!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1..))
     }
 
-    /// Sends it `SIGINT`: one that it should have had and that a script of ours consumed.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn interrupt(&self) -> io::Result<()> {
-        Ok(rustix::process::pidfd_send_signal(
-            &self.pidfd,
-            rustix::process::Signal::INT,
-        )?)
-    }
-
     /// The pidfd: readable once the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()

@@ -50,7 +50,9 @@ impl Run<'_> {
         self.outcome.duration_milliseconds = milliseconds(began.elapsed());
         for signal in self.answer.signals() {
             // The application never saw it: it came while the script ran.
-            if let Err(error) = carrier.interrupt(self.process) {
+            // `Answer` keeps no other signal than this.
+            let number = 2;
+            if let Err(error) = carrier.signal(self.process, number) {
                 self.answer.note(&format!(
                     "{signal} came while the script ran and could not be sent again: {error}"
                 ));

@@ -15,7 +15,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use sidewinder_decode::Addr;
 
-use super::{END_RECORD, GOODBYE, INTERRUPT, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, random, words};
+use super::{
+    END_RECORD, GOODBYE, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, SIGNAL, message, random, words,
+};
+use crate::signals::send_back;
 
 /// How long after its sidecar was killed a carrier waits for a script's first word: the thread may have accepted the
 /// request and wait for the GIL.
@@ -110,26 +113,23 @@ fn carry(orders: &Orders) -> io::Result<()> {
     let script = move_high(&script)?;
     let result = File::from(move_high(&result)?);
     let mut control = UnixStream::from(control);
-    let mut hello = Vec::with_capacity(24);
-    for word in [
+    let mut message = message([
         u64::from(std::process::id()),
         u64::try_from(script.as_raw_fd()).unwrap_or_default(),
         u64::try_from(result.as_raw_fd()).unwrap_or_default(),
-    ] {
-        hello.extend_from_slice(&word.to_le_bytes());
-    }
-    control.write_all(&hello)?;
-    let mut request = None;
-    let mut message = [0; 24];
+    ]);
+    control.write_all(&message)?;
+    let mut request: Option<[u64; 3]> = None;
     while control.read_exact(&mut message).is_ok() {
         if message == GOODBYE {
             return Ok(());
         }
-        if message == INTERRUPT {
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::INT);
-            continue;
+        match words(&message) {
+            [SIGNAL, number, _] => {
+                let _ = u8::try_from(number).map(|number| send_back(&pidfd, number));
+            }
+            words => request = Some(words),
         }
-        request = Some(words::<3>(&message));
     }
     // The sidecar is gone: whoever ends a carrier in good order says goodbye. Nobody waits for what would start now.
     let take_back = || {
