@@ -185,8 +185,8 @@ impl Run<'_> {
         let start = self
             .deadline
             .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
-        let carrier =
-            Carrier::start(self.process, self.deadline).map_err(|error| carrier_refusal(&error))?;
+        let carrier = Carrier::start(self.process, self.deadline, payload::room(&request.script))
+            .map_err(|error| carrier_refusal(&error))?;
         carrier
             .load(&payload::text(&request.script, carrier.result_path()))
             .map_err(|error| {
@@ -332,7 +332,9 @@ fn milliseconds(duration: Duration) -> u64 {
 fn carrier_refusal(error: &CarrierError) -> Refusal {
     let reason = match error {
         CarrierError::Process(error) => discover::reason(error),
-        CarrierError::Identity { .. } | CarrierError::NoWay { .. } => Reason::PermissionDenied,
+        CarrierError::Identity { .. } | CarrierError::Unseen(_) | CarrierError::NoWay { .. } => {
+            Reason::PermissionDenied
+        }
         CarrierError::Io { .. } => Reason::InternalError,
     };
     refuse(reason, discover::sentence(error))

@@ -104,6 +104,16 @@ pub(crate) fn sidecar() -> &'static Path {
     })
 }
 
+/// How a target comes into its root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Enter {
+    #[default]
+    Chroot,
+    /// As a container does: the root, which `setup` has made a mount point, is that of its mount namespace. A process that
+    /// has changed its root may make no user namespace.
+    Pivot,
+}
+
 /// How a target is started.
 #[derive(Default)]
 pub(crate) struct Start<'a> {
@@ -123,6 +133,12 @@ pub(crate) struct Start<'a> {
     pub(crate) pid_namespace: bool,
     /// A folder that is mounted on `/mnt` in its root.
     pub(crate) mnt: Option<PathBuf>,
+    /// Shell text that prepares its mount namespace, in which `$root` is its root.
+    pub(crate) setup: &'a str,
+    /// How it comes into its root.
+    pub(crate) enter: Enter,
+    /// What is executed in the root with Python, or the command, as its last arguments: `unshare`, `setpriv`.
+    pub(crate) through: &'a [&'a str],
 }
 
 /// A Python process that runs until it is dropped.
@@ -294,11 +310,23 @@ impl Start<'_> {
                  \"lowerdir=$root,upperdir=/mnt/upper,workdir=/mnt/work\" /mnt/merged && root=/mnt/merged && ",
             );
         }
+        if !self.setup.is_empty() {
+            shell.push_str(self.setup);
+            shell.push_str(" && ");
+        }
         if self.proc {
             shell.push_str("mount -t proc proc \"$root/proc\" && ");
         }
         if self.mnt.is_some() {
             shell.push_str("mount --bind \"$MNT\" \"$root/mnt\" && ");
+        }
+        if self.enter == Enter::Pivot {
+            // There is no umount in it.
+            let detach = format!(
+                "cd \"$root\" && pivot_root . . && python{} -c 'import ctypes; ctypes.CDLL(None).umount2(b\".\", 2)' && root=/ && ",
+                self.python.version()
+            );
+            shell.push_str(&detach);
         }
         shell.push_str("exec chroot ");
         if let Some((uid, gid, group)) = self.user {
@@ -321,6 +349,7 @@ impl Start<'_> {
         let mut outer = command
             .args(["sh", "-c", &shell, "sh"])
             .arg(root_of(self.python))
+            .args(self.through)
             .args(executed)
             .envs(self.mnt.iter().map(|folder| ("MNT", folder)))
             .envs(self.env.iter().copied())
@@ -344,7 +373,9 @@ impl Start<'_> {
             lines,
         };
         assert_eq!(target.line(), "ready");
-        if self.pid_namespace {
+        // What makes a PID namespace waits for its child.
+        let name = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        while name(target.pid) == "unshare\n" {
             let outer = target.pid;
             let children =
                 std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();

@@ -2,8 +2,9 @@
 //!
 //! A child with exactly the target's identity and no capability holds two memfds; the target opens them as
 //! `/proc/<child>/fd/<n>`. When its sidecar is killed it takes the request back at once where it may, and stays for a
-//! script that runs already, until the deadline at most. Where no such child can be had (another user namespace, no `/proc` in the target's root), two files of random
-//! names in the target's `/dev/shm` take its place, and are unlinked with the guard.
+//! script that runs already, until the deadline at most. Where no such child can be had (namespaces that may not be
+//! entered, no `/proc` in the target's root), two files of random names in a folder of the target take its place, and are
+//! unlinked with the guard.
 
 #![expect(
     unsafe_code,
@@ -12,10 +13,11 @@
 
 mod child;
 mod files;
+mod folders;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -48,6 +50,8 @@ const GOODBYE: [u8; 24] = [0; 24];
 /// How it begins what a carrier is told when the target is to get a signal that a script consumed: no process id. The
 /// signal's number follows.
 const SIGNAL: u64 = u64::MAX;
+/// The most folders that a message names.
+const MOST_TOLD: usize = 8;
 /// How a result ends: the record that says so. The wrapper writes it last.
 pub const END_RECORD: [u8; 9] = *b"F\0\0\0\0\0\0\0\0";
 
@@ -64,7 +68,7 @@ pub enum CarrierError {
     },
     /// The child could not take the target's identity.
     #[error(
-        "the carrier could not take the identity of uid {uid}, gid {gid}: it needs CAP_SETUID and CAP_SETGID, or to run as that user and group"
+        "it cannot become uid {uid}, gid {gid}, which needs CAP_SETUID and CAP_SETGID or a sidecar that runs as them"
     )]
     Identity {
         /// The target's file system uid.
@@ -72,17 +76,21 @@ pub enum CarrierError {
         /// The target's file system gid.
         gid: u32,
     },
+    /// The child cannot stand where the target looks.
+    #[error("{0}")]
+    Unseen(&'static str),
     /// Neither way is open.
     #[error(
-        "no way to hand a script to process {pid}: {child}; and no folder in it can be written: {source}"
+        "no way to hand a script to process {pid}. Memory of a process beside it: {child}. A file in the target: {folders}. \
+         Mount a folder into its container that its user can write, for example an emptyDir volume on /tmp"
     )]
     NoWay {
         /// The process.
         pid: i32,
         /// Why there is no child.
         child: String,
-        /// Why there is no file.
-        source: io::Error,
+        /// Why there is no file, for each folder.
+        folders: String,
     },
     /// The target could not be looked at.
     #[error(transparent)]
@@ -121,20 +129,19 @@ enum Holder {
 }
 
 impl Carrier {
-    /// Prepares a script's way into the process. The carrier lives until `deadline` should this process be killed.
+    /// Prepares the way of a script of at most `size` bytes into the process. The carrier lives until `deadline` should
+    /// this process be killed.
     ///
     /// # Errors
     /// [`CarrierError`]; nothing is left behind.
-    pub fn start(process: &Process, deadline: Instant) -> Result<Self, CarrierError> {
+    pub fn start(process: &Process, deadline: Instant, size: u64) -> Result<Self, CarrierError> {
         let status = process.status()?;
-        let refused = match child_possible(process) {
-            Ok(nested) => match Self::child(process, &status, nested, deadline) {
-                Ok(carrier) => return Ok(carrier),
-                Err(error) => error.to_string(),
-            },
-            Err(why) => why.to_owned(),
+        let refused = match Self::child(process, &status, deadline) {
+            Ok(carrier) => return Ok(carrier),
+            Err(error @ CarrierError::Process(Error::Gone { .. })) => return Err(error),
+            Err(error) => error,
         };
-        match files::make(process, &status) {
+        match files::make(process, &status, size) {
             Ok(made) => Ok(Self {
                 script: made.script,
                 result: made.result,
@@ -142,20 +149,17 @@ impl Carrier {
                 result_path: made.paths.1,
                 holder: Holder::Files(made.files),
             }),
-            Err(source) => Err(CarrierError::NoWay {
-                pid: process.pid(),
-                child: refused,
-                source,
+            Err(_) if !process.alive() => Err(Error::Gone { pid: process.pid() }.into()),
+            Err(closed) => Err(CarrierError::NoWay {
+                pid: process.ns_pid(),
+                child: told(&refused),
+                folders: listed(&closed),
             }),
         }
     }
 
-    fn child(
-        process: &Process,
-        status: &Status,
-        nested: bool,
-        deadline: Instant,
-    ) -> Result<Self, CarrierError> {
+    fn child(process: &Process, status: &Status, deadline: Instant) -> Result<Self, CarrierError> {
+        let birth = Birth::beside(process)?;
         let script = memfd("sidewinder-script")?;
         let result = memfd("sidewinder-result")?;
         let (control, theirs) = UnixStream::pair().map_err(io_error("make a socket pair"))?;
@@ -167,23 +171,19 @@ impl Carrier {
         let groups: Vec<String> = status.groups.iter().map(u32::to_string).collect();
         // The right to use this is decided when it is opened, so a carrier without capabilities can still take a
         // request back from a target that has some. Where it cannot be opened, the target's own user may.
-        let memory = process.openat("mem", OFlags::RDWR).ok();
+        let memory = process.open_memory(OFlags::RDWR).ok();
         let inherited = [
-            script.as_raw_fd(),
-            result.as_raw_fd(),
-            theirs.as_raw_fd(),
-            process.pidfd().as_raw_fd(),
-            memory.as_ref().unwrap_or(&script).as_raw_fd(),
+            Some(script.as_raw_fd()),
+            Some(result.as_raw_fd()),
+            Some(theirs.as_raw_fd()),
+            Some(process.pidfd().as_raw_fd()),
+            memory.as_ref().map(AsRawFd::as_raw_fd),
+            birth.user.as_ref().map(AsRawFd::as_raw_fd),
         ];
         let mut command = Command::new("/proc/self/exe");
         command
             .arg("carrier")
-            .args(inherited.iter().take(4).map(RawFd::to_string))
-            .arg(
-                memory
-                    .as_ref()
-                    .map_or_else(|| "-".to_owned(), |file| file.as_raw_fd().to_string()),
-            )
+            .args(inherited.map(|fd| fd.map_or_else(|| "-".to_owned(), |fd| fd.to_string())))
             .args([
                 uid.to_string(),
                 gid.to_string(),
@@ -200,7 +200,7 @@ impl Carrier {
         // SAFETY: fcntl is async-signal-safe, and the array was copied into the closure.
         unsafe {
             command.pre_exec(move || {
-                for fd in inherited {
+                for fd in inherited.into_iter().flatten() {
                     if libc::fcntl(fd, libc::F_SETFD, 0) == -1 {
                         return Err(io::Error::last_os_error());
                     }
@@ -208,43 +208,41 @@ impl Carrier {
                 Ok(())
             });
         }
-        let mut child = if nested {
-            let namespace = process
-                .openat("ns/pid", OFlags::RDONLY)
-                .map_err(io_error("open the target's PID namespace"))?;
+        let mut child = match &birth.pid {
             // Where children are born is a property of the thread, which ends at once.
-            std::thread::scope(|scope| {
+            Some(namespace) => std::thread::scope(|scope| {
                 scope
                     .spawn(|| {
-                        nix::sched::setns(&namespace, CloneFlags::CLONE_NEWPID)
+                        nix::sched::setns(namespace, CloneFlags::CLONE_NEWPID)
                             .map_err(io::Error::from)?;
                         command.spawn()
                     })
                     .join()
                     .unwrap_or_else(|_| Err(io::Error::other("the thread ended")))
             })
-            .map_err(io_error("start a carrier in the target's PID namespace"))?
-        } else {
-            command.spawn().map_err(io_error("start a carrier"))?
+            .map_err(io_error("start it in the target's PID namespace"))?,
+            None => command.spawn().map_err(io_error("start it"))?,
         };
         drop(theirs);
-        let mut hello = [0; 24];
-        if let Err(source) = (&control).read_exact(&mut hello) {
-            end(&mut child, &control);
-            return Err(if source.kind() == io::ErrorKind::UnexpectedEof {
-                CarrierError::Identity { uid, gid }
-            } else {
-                io_error("hear from the carrier")(source)
-            });
+        match greeting(&control, (uid, gid)).and_then(|(pid, script_fd, result_fd)| {
+            seen_by(process, pid, &child)?;
+            Ok((
+                format!("/proc/{pid}/fd/{script_fd}"),
+                format!("/proc/{pid}/fd/{result_fd}"),
+            ))
+        }) {
+            Ok((script_path, result_path)) => Ok(Self {
+                script,
+                result,
+                script_path,
+                result_path,
+                holder: Holder::Child { child, control },
+            }),
+            Err(error) => {
+                end(&mut child, &control);
+                Err(error)
+            }
         }
-        let [pid, script_fd, result_fd] = words(&hello);
-        Ok(Self {
-            script,
-            result,
-            script_path: format!("/proc/{pid}/fd/{script_fd}"),
-            result_path: format!("/proc/{pid}/fd/{result_fd}"),
-            holder: Holder::Child { child, control },
-        })
     }
 
     /// The script's path as the target sees it.
@@ -297,8 +295,9 @@ impl Carrier {
     /// # Errors
     /// What the kernel said, for example that memory is short.
     pub fn load(&self, text: &[u8]) -> io::Result<()> {
-        self.script.set_len(0)?;
-        self.script.write_all_at(text, 0)
+        self.script.write_all_at(text, 0)?;
+        // What was there may have been longer, and more room may have been set aside.
+        self.script.set_len(text.len() as u64)
     }
 
     /// Sends the target a signal that it should have had and that a script consumed. As its own user: the sidecar may
@@ -355,27 +354,122 @@ fn end(child: &mut Child, control: &UnixStream) {
     }
 }
 
-/// Whether a child can stand where the target looks; if so, whether it has to be born in another PID namespace.
-fn child_possible(process: &Process) -> Result<bool, &'static str> {
-    let own = |kind: &str| std::fs::read_link(format!("/proc/self/ns/{kind}")).ok();
-    let same = |kind: &str| {
-        let target = process.namespace(kind).map(std::path::PathBuf::from);
-        target.is_some() && target == own(kind)
-    };
-    if !same("user") {
-        return Err("the target is in another user namespace");
+/// Where a child has to be born to stand where the target looks.
+struct Birth {
+    /// The PID namespace, where it is another one.
+    pid: Option<File>,
+    /// The user namespace to enter, where it is another one: a process may look into those of its own alone.
+    user: Option<File>,
+}
+
+impl Birth {
+    fn beside(process: &Process) -> Result<Self, CarrierError> {
+        let own = |kind: &str| std::fs::read_link(format!("/proc/self/ns/{kind}")).ok();
+        let same = |kind: &str| {
+            let target = process.namespace(kind).map(std::path::PathBuf::from);
+            target.is_some() && target == own(kind)
+        };
+        let open = |path: &str, what: &'static str| {
+            process
+                .openat(path, OFlags::RDONLY)
+                .map_err(io_error(what))
+                .map(Some)
+        };
+        // The target looks its files up in the /proc of its own root: that of its PID namespace, or of ours.
+        let shows = |pid: i32| {
+            started_at(process, pid).is_some_and(|started| started == process.start_time())
+        };
+        let pid = if shows(process.pid()) {
+            None
+        } else if shows(process.ns_pid()) && !same("pid") {
+            open("ns/pid", "open the target's PID namespace")?
+        } else {
+            return Err(CarrierError::Unseen(
+                "no /proc of its PID namespace is mounted in the target's root",
+            ));
+        };
+        let user = if same("user") {
+            None
+        } else {
+            open("ns/user", "open the target's user namespace")?
+        };
+        Ok(Self { pid, user })
     }
-    // The target looks its files up in the /proc of its own root, which must be that of its own PID namespace.
+}
+
+/// When a process of this number started, in the `/proc` of the target's root.
+fn started_at(process: &Process, pid: i32) -> Option<u64> {
     let mut text = Vec::new();
-    let seen = process
-        .in_root(&format!("/proc/{}/stat", process.ns_pid()), OFlags::RDONLY)
+    process
+        .in_root(&format!("/proc/{pid}/stat"), OFlags::RDONLY)
         .and_then(|file| file.take(4096).read_to_end(&mut text))
-        .ok()
-        .and_then(|_| crate::procfs::stat(&text));
-    if seen.is_none_or(|stat| stat.start_time != process.start_time()) {
-        return Err("no /proc of its PID namespace is mounted in the target's root");
+        .ok()?;
+    Some(crate::procfs::stat(&text)?.start_time)
+}
+
+/// The child's number in its own namespace and those of its two descriptors.
+fn greeting(control: &UnixStream, ids: (u32, u32)) -> Result<(i32, u64, u64), CarrierError> {
+    let mut hello = [0; 24];
+    let mut control = control;
+    control
+        .read_exact(&mut hello)
+        .map_err(io_error("hear from it"))?;
+    let [pid, script, result] = words(&hello);
+    match i32::try_from(pid) {
+        Ok(0) => Err(child::Stage::error(script, result, ids)),
+        Ok(pid) => Ok((pid, script, result)),
+        Err(error) => Err(io_error("hear from it")(io::Error::other(error))),
     }
-    Ok(!same("pid"))
+}
+
+/// Whether the `/proc` in the target's root shows this child of ours under that number.
+fn seen_by(process: &Process, pid: i32, child: &Child) -> Result<(), CarrierError> {
+    let started = i32::try_from(child.id())
+        .ok()
+        .and_then(|id| Process::open(id).ok())
+        .map(|child| child.start_time());
+    if started.is_some() && started_at(process, pid) == started {
+        Ok(())
+    } else {
+        Err(CarrierError::Unseen(
+            "the /proc in the target's root does not show it",
+        ))
+    }
+}
+
+/// An error and what caused it.
+fn told(error: &CarrierError) -> String {
+    match error {
+        CarrierError::Io { what, source } => format!("cannot {what}: {}", plain(source)),
+        other => other.to_string(),
+    }
+}
+
+/// Why each folder was of no use, but for those that are not there under a name that only some have.
+fn listed(closed: &[files::Closed]) -> String {
+    let mut told: Vec<String> = closed
+        .iter()
+        .filter(|(_, error)| error.kind() != io::ErrorKind::NotADirectory)
+        .map(|(folder, error)| format!("{folder}: {}", plain(error)))
+        .collect();
+    let more = told.len().saturating_sub(MOST_TOLD);
+    told.truncate(MOST_TOLD);
+    if more > 0 {
+        told.push(format!("{more} more folders"));
+    }
+    told.join(", ")
+}
+
+/// What the kernel said, in the middle of a sentence.
+fn plain(error: &io::Error) -> String {
+    let text = match error.raw_os_error() {
+        Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_owned(),
+        None => error.to_string(),
+    };
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_lowercase().chain(letters).collect()
+    })
 }
 
 fn memfd(name: &str) -> Result<File, CarrierError> {

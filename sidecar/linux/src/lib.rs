@@ -9,6 +9,7 @@ mod error;
 mod fdinfo;
 pub mod hardening;
 pub mod headroom;
+mod identity;
 mod memory;
 pub mod priority;
 pub mod process;

@@ -40,7 +40,7 @@ impl Process {
     fn read_mem_file(&self, at: u64, buf: &mut [u8], refused: Errno) -> Result<(), Errno> {
         let mem = self
             .mem
-            .get_or_init(|| self.openat("mem", OFlags::RDONLY).ok());
+            .get_or_init(|| self.open_memory(OFlags::RDONLY).ok());
         let Some(mem) = mem else {
             return Err(refused);
         };

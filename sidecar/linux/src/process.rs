@@ -15,6 +15,7 @@ use sidewinder_decode::Mapping;
 
 use crate::Error;
 use crate::error::Refusal;
+use crate::identity::Identity;
 use crate::procfs::{self, Stat, Status};
 
 /// Most bytes of `/proc/PID/maps` that are read.
@@ -168,6 +169,22 @@ impl Process {
             Mode::empty(),
         )?;
         Ok(File::from(fd))
+    }
+
+    /// Its `mem` file. Whoever has a right to the process but not to that file, root without `CAP_DAC_OVERRIDE`, opens it
+    /// as its owner.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(crate) fn open_memory(&self, flags: OFlags) -> io::Result<File> {
+        let refused = match self.openat("mem", flags) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::EACCES) => error,
+            opened => return opened,
+        };
+        let Ok(stat) = rustix::fs::statat(&self.dir, "mem", rustix::fs::AtFlags::empty()) else {
+            return Err(refused);
+        };
+        Identity::user(stat.st_uid).act(|| self.openat("mem", flags))?
     }
 
     pub(crate) fn proc_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {

@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
             Ok(_) => Errno::EFAULT,
             // No CONFIG_CROSS_MEMORY_ATTACH, or a seccomp profile that knows only the file.
             Err(refused @ (Errno::ENOSYS | Errno::EPERM)) => {
-                match self.process.openat("mem", OFlags::WRONLY) {
+                match self.process.open_memory(OFlags::WRONLY) {
                     Ok(mem) => match mem.write_all_at(bytes, at.0) {
                         Ok(()) => return Ok(()),
                         Err(e) => return Err(self.process.io("write the memory of", e)),

@@ -16,7 +16,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use sidewinder_decode::Addr;
 
 use super::{
-    END_RECORD, GOODBYE, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, SIGNAL, message, random, words,
+    CarrierError, END_RECORD, GOODBYE, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, SIGNAL, message, random,
+    words,
 };
 use crate::signals::send_back;
 
@@ -29,6 +30,7 @@ const FIRST_SIGN: Duration = Duration::from_secs(10);
 struct Orders {
     descriptors: [RawFd; 4],
     memory: Option<RawFd>,
+    user_namespace: Option<RawFd>,
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
@@ -42,6 +44,7 @@ fn orders(args: &[String]) -> Option<Orders> {
         control,
         pidfd,
         memory,
+        user_namespace,
         uid,
         gid,
         groups,
@@ -58,10 +61,8 @@ fn orders(args: &[String]) -> Option<Orders> {
             control.parse().ok()?,
             pidfd.parse().ok()?,
         ],
-        memory: match memory.as_str() {
-            "-" => None,
-            number => Some(number.parse().ok()?),
-        },
+        memory: optional(memory).ok()?,
+        user_namespace: optional(user_namespace).ok()?,
         uid: uid.parse().ok()?,
         gid: gid.parse().ok()?,
         groups: groups
@@ -77,11 +78,49 @@ fn orders(args: &[String]) -> Option<Orders> {
             .descriptors
             .iter()
             .chain(&orders.memory)
+            .chain(&orders.user_namespace)
             .all(|fd| *fd > 2)
     })
 }
 
-/// The hidden `carrier` command. It takes nothing but what [`Carrier::start`] passes on.
+/// A number, or `-` for none.
+fn optional(text: &str) -> Result<Option<RawFd>, std::num::ParseIntError> {
+    match text {
+        "-" => Ok(None),
+        number => number.parse().map(Some),
+    }
+}
+
+/// How far a child has come on its way to its target's identity.
+#[derive(Clone, Copy)]
+pub(super) enum Stage {
+    Identity = 1,
+    Namespace,
+    Descriptors,
+}
+
+impl Stage {
+    /// What a child says in place of its greeting: no process id, where it failed and what the kernel said.
+    fn farewell(self, error: &io::Error) -> [u8; 24] {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        message([0, self as u64, u64::from(errno.unsigned_abs())])
+    }
+
+    /// What it said.
+    pub(super) fn error(stage: u64, errno: u64, (uid, gid): (u32, u32)) -> CarrierError {
+        let source = io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(libc::EIO));
+        let what = if stage == Self::Identity as u64 {
+            return CarrierError::Identity { uid, gid };
+        } else if stage == Self::Namespace as u64 {
+            "have it enter the target's user namespace"
+        } else {
+            "have it hold the script"
+        };
+        CarrierError::Io { what, source }
+    }
+}
+
+/// The hidden `carrier` command. It takes nothing but what [`super::Carrier::start`] passes on.
 pub fn carrier_main(args: &[String]) -> ExitCode {
     let Some(orders) = orders(args) else {
         return ExitCode::from(2);
@@ -94,7 +133,12 @@ pub fn carrier_main(args: &[String]) -> ExitCode {
 
 fn carry(orders: &Orders) -> io::Result<()> {
     let end_of_life = Instant::now() + orders.lifetime;
-    for fd in orders.descriptors.into_iter().chain(orders.memory) {
+    for fd in orders
+        .descriptors
+        .into_iter()
+        .chain(orders.memory)
+        .chain(orders.user_namespace)
+    {
         // Whoever runs this by hand with other numbers gets an error instead of somebody's descriptor.
         // SAFETY: asking about a descriptor changes nothing, whatever the number.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
@@ -109,10 +153,25 @@ fn carry(orders: &Orders) -> io::Result<()> {
     let memory = orders
         .memory
         .map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    take_identity(orders)?;
-    let script = move_high(&script)?;
-    let result = File::from(move_high(&result)?);
+    // SAFETY: as above.
+    let user_namespace = orders
+        .user_namespace
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let mut control = UnixStream::from(control);
+    let settled = take_identity(orders)
+        .map_err(|error| (Stage::Identity, error))
+        .and_then(|()| enter(user_namespace.as_ref()).map_err(|error| (Stage::Namespace, error)))
+        .and_then(|()| {
+            let moved = move_high(&script).and_then(|script| Ok((script, move_high(&result)?)));
+            moved.map_err(|error| (Stage::Descriptors, error))
+        });
+    let (script, result) = match settled {
+        Ok((script, result)) => (script, File::from(result)),
+        Err((stage, error)) => {
+            control.write_all(&stage.farewell(&error))?;
+            return Err(error);
+        }
+    };
     let mut message = message([
         u64::from(std::process::id()),
         u64::try_from(script.as_raw_fd()).unwrap_or_default(),
@@ -167,7 +226,7 @@ fn carry(orders: &Orders) -> io::Result<()> {
     Ok(())
 }
 
-/// The target's user, groups and nothing else: its own check of us asks that its capabilities cover ours.
+/// The target's user and groups.
 fn take_identity(orders: &Orders) -> io::Result<()> {
     use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
     let (uid, gid) = (Uid::from_raw(orders.uid), Gid::from_raw(orders.gid));
@@ -176,6 +235,15 @@ fn take_identity(orders: &Orders) -> io::Result<()> {
     let _ = setgroups(&groups);
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
+    Ok(())
+}
+
+/// Enters the target's user namespace where that is another one, which its owner may do (`user_namespaces(7)`), and gives
+/// up every capability.
+fn enter(user_namespace: Option<&OwnedFd>) -> io::Result<()> {
+    if let Some(namespace) = user_namespace {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWUSER)?;
+    }
     rustix::thread::set_no_new_privs(true)?;
     let none = CapabilitySet::empty();
     rustix::thread::set_capabilities(
@@ -298,17 +366,17 @@ mod tests {
 
     #[test]
     fn orders_are_numbers_or_refused() {
-        let read = orders(&args("5 6 7 8 - 1000 1001 [4,27] 30000")).unwrap();
+        let read = orders(&args("5 6 7 8 - - 1000 1001 [4,27] 30000")).unwrap();
         assert_eq!((read.descriptors, read.memory), ([5, 6, 7, 8], None));
         assert_eq!((read.uid, read.gid, read.groups), (1000, 1001, vec![4, 27]));
         assert_eq!(read.lifetime, Duration::from_secs(30));
         assert_eq!(
-            orders(&args("5 6 7 8 9 0 0 [] 1")).unwrap().groups,
+            orders(&args("5 6 7 8 9 10 0 0 [] 1")).unwrap().groups,
             Vec::<u32>::new()
         );
-        assert_eq!(orders(&args("0 6 7 8 - 0 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 - root 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 9 0 0 [x] 1")), None);
+        assert_eq!(orders(&args("0 6 7 8 - - 0 0 [] 1")), None);
+        assert_eq!(orders(&args("5 6 7 8 - - root 0 [] 1")), None);
+        assert_eq!(orders(&args("5 6 7 8 9 - 0 0 [x] 1")), None);
         assert_eq!(orders(&args("5 6 7")), None);
     }
 

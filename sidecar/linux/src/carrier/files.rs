@@ -1,40 +1,47 @@
 //! The way of a script where no child can hold it: two files of random names in a folder of the target.
 //!
 //! They are locked (flock(2)) for as long as their sidecar lives, so that whoever comes after a killed one can tell its
-//! files from those in use.
+//! files from those in use. They are made, and taken away, as the target's own user.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 
+use super::folders::folders;
 use super::random;
 use crate::Process;
+use crate::identity::Identity;
 use crate::procfs::Status;
 
 /// How the names begin.
 const PREFIX: &str = ".sidewinder-";
-/// Where files may lie in the target, in the order they are tried.
-const FOLDERS: [&str; 3] = ["/dev/shm", "/tmp", "/var/tmp"];
 /// How old a file is that nobody locks before it counts as left behind: long after its maker has locked it.
 const SETTLED: Duration = Duration::from_secs(5);
 /// The most entries of a folder that are looked at. The target can make as many as it likes.
 const MAX_ENTRIES: usize = 10_000;
+/// Room that is made sure of for a result, in bytes: enough for most, and little of a container's memory.
+const RESULT_ROOM: u64 = 256 << 10;
+/// Room for all that a result can be, in bytes: a folder that has it is preferred.
+const AMPLE_ROOM: u64 = 48 << 20;
 
 /// Two files in the target, unlinked on drop.
 #[derive(Debug)]
 pub(super) struct Files {
     dir: OwnedFd,
     names: [String; 2],
+    owner: Identity,
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        for name in &self.names {
-            let _ = rustix::fs::unlinkat(&self.dir, name.as_str(), AtFlags::empty());
-        }
+        let _ = self.owner.act(|| {
+            for name in &self.names {
+                let _ = rustix::fs::unlinkat(&self.dir, name.as_str(), AtFlags::empty());
+            }
+        });
     }
 }
 
@@ -47,75 +54,102 @@ pub(super) struct Made {
     pub(super) paths: (String, String),
 }
 
-/// Makes the two files in the first folder that takes them, and removes what killed sidecars left there.
-pub(super) fn make(process: &Process, status: &Status) -> io::Result<Made> {
-    sweep(process);
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for folder in FOLDERS {
-        let made = process
-            .in_root(folder, OFlags::RDONLY | OFlags::DIRECTORY)
-            .and_then(|dir| make_in(folder, dir.into(), status));
-        match made {
-            Ok(made) => return Ok(made),
-            Err(error) => last = error,
+/// A folder that did not take the files, and why.
+pub(super) type Closed = (String, io::Error);
+
+/// Makes the two files in the first folder that takes them, with room for a script of `size` bytes, and removes what
+/// killed sidecars left there.
+pub(super) fn make(process: &Process, status: &Status, size: u64) -> Result<Made, Vec<Closed>> {
+    let owner = Identity::of(status);
+    let mut closed = Vec::new();
+    let mut narrow = Vec::new();
+    for folder in folders(process) {
+        let opened = owner.act(|| {
+            let dir = process.in_root(&folder, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            sweep_folder(&dir);
+            let space = rustix::fs::fstatvfs(&dir)?;
+            Ok((dir, space.f_bavail.saturating_mul(space.f_frsize)))
+        });
+        match opened.flatten() {
+            Ok((dir, room)) if room < AMPLE_ROOM => narrow.push((folder, dir)),
+            Ok((dir, _)) => match make_in(&folder, dir.into(), &owner, size) {
+                Ok(made) => return Ok(made),
+                Err(error) => closed.push((folder, error)),
+            },
+            Err(error) => closed.push((folder, error)),
         }
     }
-    Err(last)
+    for (folder, dir) in narrow {
+        match make_in(&folder, dir.into(), &owner, size) {
+            Ok(made) => return Ok(made),
+            Err(error) => closed.push((folder, error)),
+        }
+    }
+    Err(closed)
 }
 
-fn make_in(folder: &str, dir: OwnedFd, status: &Status) -> io::Result<Made> {
+fn make_in(folder: &str, dir: OwnedFd, owner: &Identity, size: u64) -> io::Result<Made> {
     let id = u64::from(random()?) << 32 | u64::from(random()?);
     let names = [
         format!("{PREFIX}{id:016x}.py"),
         format!("{PREFIX}{id:016x}.out"),
     ];
+    let folder = folder.trim_end_matches('/');
     let paths = (
         format!("{folder}/{}", names[0]),
         format!("{folder}/{}", names[1]),
     );
-    let create = |name: &str, mode: u32| -> io::Result<File> {
-        let fd = rustix::fs::openat(
-            &dir,
-            name,
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::from_raw_mode(0o600),
-        )?;
-        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
-        // The umask does not count here.
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
-        Ok(File::from(fd))
-    };
-    let script = create(&names[0], 0o444);
-    let result = script
-        .as_ref()
-        .map_err(|error| io::Error::from(error.kind()))
-        .and_then(|_| create(&names[1], 0o600))
-        .and_then(|result| {
-            let owner = rustix::fs::Uid::from_raw(status.uids[3]);
-            if rustix::process::geteuid() != owner
-                && rustix::fs::fchown(&result, Some(owner), None).is_err()
-            {
-                rustix::fs::fchmod(&result, Mode::from_raw_mode(0o622))?;
-            }
-            Ok(result)
-        });
     // From here on whatever was made is unlinked when something fails.
-    let files = Files { dir, names };
+    let files = Files {
+        dir,
+        names,
+        owner: owner.clone(),
+    };
+    let [script, result] = &files.names;
+    let (script, result) = owner.act(|| {
+        let script = create(files.dir.as_fd(), script, 0o444, size)?;
+        let result = create(files.dir.as_fd(), result, 0o600, RESULT_ROOM)?;
+        Ok::<_, io::Error>((script, result))
+    })??;
+    let uid = rustix::fs::Uid::from_raw(owner.uid());
+    if rustix::fs::fstat(&result)?.st_uid != owner.uid()
+        && rustix::fs::fchown(&result, Some(uid), None).is_err()
+    {
+        // Neither could it be made as the target's user nor given to it.
+        rustix::fs::fchmod(&result, Mode::from_raw_mode(0o622))?;
+    }
     Ok(Made {
         files,
-        script: script?,
-        result: result?,
+        script,
+        result,
         paths,
     })
 }
 
+fn create(dir: impl AsFd, name: &str, mode: u32, room: u64) -> io::Result<File> {
+    let fd = rustix::fs::openat(
+        dir,
+        name,
+        OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o600),
+    )?;
+    rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+    // The umask does not count here.
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+    match rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, 0, room) {
+        // A file system that cannot set room aside may have it all the same.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(File::from(fd)),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Whether a path is one that [`make`] gives.
 pub(crate) fn is_ours(path: &str) -> bool {
-    FOLDERS.iter().any(|folder| {
-        path.strip_prefix(folder)
-            .and_then(|rest| rest.strip_prefix('/'))
-            .is_some_and(is_our_name)
-    })
+    path.starts_with('/')
+        && path
+            .rsplit_once('/')
+            .is_some_and(|(_, name)| is_our_name(name))
+        && !path.split('/').any(|part| part == "..")
 }
 
 fn is_our_name(name: &str) -> bool {
@@ -144,22 +178,32 @@ pub(crate) fn remove(process: &Process, script: &str) {
     let Some((folder, name)) = script.rsplit_once('/') else {
         return;
     };
-    let Ok(dir) = process.in_root(folder, OFlags::RDONLY | OFlags::DIRECTORY) else {
-        return;
-    };
+    let folder = if folder.is_empty() { "/" } else { folder };
     let id = name.strip_suffix(".py").unwrap_or(name);
-    for name in [name.to_owned(), format!("{id}.out")] {
-        let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
+    as_target(process, || {
+        if let Ok(dir) = process.in_root(folder, OFlags::RDONLY | OFlags::DIRECTORY) {
+            for name in [name.to_owned(), format!("{id}.out")] {
+                let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
+            }
+        }
+    });
+}
+
+fn as_target(process: &Process, work: impl FnOnce() + Send) {
+    if let Ok(status) = process.status() {
+        let _ = Identity::of(&status).act(work);
     }
 }
 
 /// Removes the files of sidecars that were killed.
 pub fn sweep(process: &Process) {
-    for folder in FOLDERS {
-        if let Ok(dir) = process.in_root(folder, OFlags::RDONLY | OFlags::DIRECTORY) {
-            sweep_folder(&dir);
+    as_target(process, || {
+        for folder in folders(process) {
+            if let Ok(dir) = process.in_root(&folder, OFlags::RDONLY | OFlags::DIRECTORY) {
+                sweep_folder(&dir);
+            }
         }
-    }
+    });
 }
 
 fn sweep_folder(dir: &File) {
@@ -201,8 +245,9 @@ mod tests {
     fn only_names_of_our_form_are_ours() {
         assert!(is_ours("/dev/shm/.sidewinder-0a1b2c3d4e5f6071.py"));
         assert!(is_ours("/tmp/.sidewinder-0a1b2c3d4e5f6071.out"));
-        assert!(!is_ours("/srv/.sidewinder-0a1b2c3d4e5f6071.py"));
-        assert!(!is_ours("/tmp/x/.sidewinder-0a1b2c3d4e5f6071.py"));
+        assert!(is_ours("/.sidewinder-0a1b2c3d4e5f6071.py"));
+        assert!(!is_ours("srv/.sidewinder-0a1b2c3d4e5f6071.py"));
+        assert!(!is_ours("/srv/../.sidewinder-0a1b2c3d4e5f6071.py"));
         assert!(!is_ours("/tmp/.sidewinder-0a1b2c3d4e5f607.py"));
         assert!(!is_ours("/tmp/.sidewinder-0a1b2c3d4e5f607/.py"));
         assert!(!is_ours("/tmp/.sidewinder-"));
