@@ -28,15 +28,16 @@ async def main():
 asyncio.run(main())
 "#;
 const BUSY: &str = "print('ready', flush=True)\nx = 0\nwhile True: x += 1";
-const LOCKED: &str = "import threading\nlock = threading.Lock()\nlock.acquire()\nprint('ready', flush=True)\nlock.acquire()";
+/// In C with the GIL: nothing makes it answer.
+const STUCK: &str = "import ctypes\nprint('ready', flush=True)\nctypes.PyDLL(None).sleep(100000)";
 
-fn blocked_in_futex(target: &Target) {
+fn stuck(target: &Target) {
     let main = u64::from(target.pid.unsigned_abs());
-    target.until("blocked in its lock", |target| {
+    target.until("stuck", |target| {
         let thread = target.process().thread(main).unwrap();
         thread
             .syscall
-            .is_some_and(|syscall| syscall.name == "futex")
+            .is_some_and(|syscall| syscall.name == "clock_nanosleep")
     });
 }
 
@@ -85,19 +86,19 @@ fn a_busy_loop_answers_by_itself(python: Python) {
     assert_eq!(answer["wake"], "None");
 }
 
-fn a_main_thread_in_a_lock_is_said_to_be_blocked_and_left_disarmed(python: Python) {
-    let target = python.run(LOCKED);
-    blocked_in_futex(&target);
+fn a_main_thread_that_keeps_the_gil_is_said_to_be_blocked_and_left_disarmed(python: Python) {
+    let target = python.run(STUCK);
+    stuck(&target);
     let before = target.traces();
     let (code, answer) = target.exec("1", &["--start", "400ms"]);
     assert_eq!(code, 5, "{answer}");
     assert_eq!(answer["reason"], "TargetBlocked");
     assert_eq!(answer["disarmed"], true);
     let main = &answer["stacks"]["interpreters"][0]["threads"][0];
-    assert_eq!(main["syscall"]["name"], "futex", "{main}");
+    assert_eq!(main["syscall"]["name"], "clock_nanosleep", "{main}");
     assert_eq!(
         main["frames"].as_array().unwrap().last().unwrap()["line"],
-        5,
+        3,
         "{main}"
     );
     assert_eq!(target.traces(), before);
@@ -107,13 +108,13 @@ fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed(python: Python) {
     for user in [None, Some((4711, 4712, 4713))] {
         let target = Start {
             python,
-            program: LOCKED,
+            program: STUCK,
             proc: true,
             user,
             ..Start::default()
         }
         .start();
-        blocked_in_futex(&target);
+        stuck(&target);
         // Long before its deadline.
         let mut exec = target.exec_start("1", &["--start", "90s", "--timeout", "90s"]);
         target.until("armed", Target::armed);
@@ -150,12 +151,12 @@ fn files_since(target: &Target, start: std::time::SystemTime) -> Vec<std::path::
 fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next(python: Python) {
     let target = Start {
         python,
-        program: LOCKED,
+        program: STUCK,
         user: Some((4711, 4712, 4713)),
         ..Start::default()
     }
     .start();
-    blocked_in_futex(&target);
+    stuck(&target);
     let start = std::time::SystemTime::now();
     let mut first = target.exec_start("1", &["--start", "15s"]);
     target.until("armed", Target::armed);
@@ -518,7 +519,7 @@ live::on_each_python! {
     an_idle_event_loop_answers_and_keeps_no_trace,
     what_a_script_schedules_is_noticed_at_once,
     a_busy_loop_answers_by_itself,
-    a_main_thread_in_a_lock_is_said_to_be_blocked_and_left_disarmed,
+    a_main_thread_that_keeps_the_gil_is_said_to_be_blocked_and_left_disarmed,
     the_carrier_takes_a_request_back_when_its_sidecar_is_killed,
     what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next,
     a_disabled_interpreter_is_never_written_to,

@@ -144,7 +144,7 @@ impl<'a> Stopped<'a> {
         Memory {
             pid: Pid::from_raw(self.process.pid()),
             // A write through the file extends the stack where process_vm_writev(2) finds nothing mapped.
-            file: self.process.openat("mem", OFlags::WRONLY).ok(),
+            file: self.process.open_memory(OFlags::WRONLY).ok(),
         }
     }
 }

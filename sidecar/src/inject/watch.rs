@@ -109,7 +109,8 @@ impl LeftRunning {
             }
         }
         for _ in answer.signals() {
-            let _ = self.carrier.interrupt(&self.process);
+            // `Answer` keeps no other signal than SIGINT.
+            let _ = self.carrier.signal(&self.process, 2);
         }
     }
 }
