@@ -1,9 +1,11 @@
 //! Where a target takes requests to run a script (PEP 768). Addresses only: nothing here writes.
 //! <https://peps.python.org/pep-0768/>
 
+mod hooks;
 pub mod queue;
 mod signals;
 
+pub use hooks::Hooks;
 pub use queue::{PendingCalls, Queue, pending_calls};
 pub use signals::Signals;
 
@@ -150,6 +152,16 @@ pub fn support<M: Memory + ?Sized>(
     }
     support.problems = decoder.into_problems();
     support
+}
+
+/// Whether the runtime is shutting down; `None` where that cannot be read.
+pub fn finalizing<M: Memory + ?Sized>(memory: &M, runtime: &Runtime) -> Option<bool> {
+    let mut word = [0; 8];
+    let offset = runtime.offsets().get(F::runtime_state_finalizing);
+    memory
+        .read(runtime.address().plus(offset), &mut word)
+        .ok()?;
+    Some(word != [0; 8])
 }
 
 impl<M: Memory + ?Sized> Decoder<'_, M> {
