@@ -32,6 +32,7 @@ const NOTHING: [&str; 0] = [];
 
 /// What can be seen of a target, from within and from outside.
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "compared as it is printed")]
 struct Inventory {
     within: Value,
     descriptors: Vec<(String, String)>,
@@ -170,6 +171,7 @@ fn start(python: Python, way: &str) -> Target {
         env: &[("WAY", way)],
         // Nobody else's files.
         overlay: true,
+        setup: "mount -t tmpfs none \"$root/dev/shm\"",
         proc: true,
         ..Start::default()
     }

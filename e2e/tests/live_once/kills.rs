@@ -184,13 +184,20 @@ fn a_carrier_that_is_killed_before_it_is_needed_ends_the_request() {
         };
         let process = world.target.process();
         let tid = main.tid.unwrap();
-        let foreign = arm(&process, tid, slot, "/mnt/somebody-else.py", true).unwrap();
+        let foreign = arm(
+            &process,
+            tid,
+            slot,
+            "/mnt/somebody-else.py",
+            Some(&mut |_| {}),
+        )
+        .unwrap();
         relay.begin(&world.armed("a"));
         until("the carrier is there", || agent.carriers().len() == 1);
         agent.kill_carrier();
         let end = relay.end("a");
         assert_eq!(end.reason(), Reason::SidecarFailed, "{end:?}");
-        drop(foreign.disarm());
+        drop(foreign.disarm(&mut |_| {}));
         world.release();
         world.goes_on();
         assert_eq!(world.runs("a"), 0);
