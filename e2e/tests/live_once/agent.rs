@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest as _, Sha256};
-use sidewinder_linux::carrier::LEAST_DESCRIPTOR;
 use sidewinder_model::wire::{HEADER_BYTES, Header};
 use sidewinder_model::{
     Action, Data, ExecOutcome, ExecRequest, Outcome, PROTOCOL, ProcessSelector, Reason, Request,
@@ -109,7 +108,7 @@ impl Agent {
         relay
     }
 
-    /// The children of it that carry scripts, from when they are known to it as such.
+    /// The children of it that carry scripts.
     pub(crate) fn carriers(&self) -> Vec<i32> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
         let children =
@@ -124,25 +123,24 @@ impl Agent {
             .collect();
         let carries = |pid: &i32| {
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            // It moves its descriptors to high numbers before it says that it is there.
-            let high = std::fs::read_dir(format!("/proc/{pid}/fd"))
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter_map(|fd| fd.file_name().to_str()?.parse().ok())
-                .any(|fd: u32| fd >= LEAST_DESCRIPTOR);
-            command.split(|byte| *byte == 0).nth(1) == Some(b"carrier".as_slice()) && high
+            command.split(|byte| *byte == 0).nth(1) == Some(b"carrier".as_slice())
         };
         children.into_iter().filter(carries).collect()
     }
 
-    /// Kills the child that carries the script.
+    /// Kills the child that carries the script, once it is there as such: it waits in `recvfrom` for what it is told.
     pub(crate) fn kill_carrier(&self) {
-        let carriers = self.carriers();
-        let [carrier] = carriers.as_slice() else {
-            panic!("the carriers are {carriers:?}")
+        let ready = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/syscall"))
+                .is_ok_and(|syscall| syscall.starts_with("45 "))
         };
-        kill(Pid::from_raw(*carrier), Signal::SIGKILL).unwrap();
+        until(
+            "one carrier is there",
+            || matches!(self.carriers().as_slice(), [one] if ready(one)),
+        );
+        for carrier in self.carriers() {
+            kill(Pid::from_raw(carrier), Signal::SIGKILL).unwrap();
+        }
     }
 }
 

@@ -116,7 +116,7 @@ impl World {
     /// A script that counts itself, and goes on until it is stopped or the file `enough-ID` appears.
     fn long(&self, id: &str) -> Script {
         let text = format!(
-            "import os, time\nwith open('/mnt/runs-{id}', 'a') as runs: runs.write('run\\n')\nprint('begun')\nwhile not \
+            "import os, time\nprint('begun')\nwith open('/mnt/runs-{id}', 'a') as runs: runs.write('run\\n')\nwhile not \
              os.path.exists('/mnt/enough-{id}'): time.sleep(0.005)\nopen('/mnt/done-{id}', 'w').close()\n'{id}'"
         );
         Script::new(id, self.target.pid, text)

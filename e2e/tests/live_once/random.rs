@@ -39,7 +39,7 @@ fn round(
     agent: &mut Agent,
     random: &mut Random,
     number: usize,
-) -> (Victim, Option<Reason>) {
+) -> (Victim, Option<Reason>, String) {
     let id = number.to_string();
     let text = format!(
         "with open('/mnt/runs-{id}', 'a') as runs: runs.write('run\\n')\nimport time\ntime.sleep({})\n'{id}'",
@@ -79,7 +79,7 @@ fn round(
         }
     };
     let reason = match &end {
-        End::Cut => return (victim, None),
+        End::Cut => return (victim, None, String::new()),
         end => end.reason(),
     };
     if reason == Reason::SidecarFailed && end.exec().still_running {
@@ -91,7 +91,7 @@ fn round(
             "{told:?}"
         );
     }
-    (victim, Some(reason))
+    (victim, Some(reason), format!("{end:?}"))
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn whatever_is_killed_at_any_moment_no_script_runs_twice() {
         let mut agent = Agent::start();
         let mut ends: BTreeMap<(Victim, String), [usize; 2]> = BTreeMap::new();
         for number in 0..KILLS {
-            let (victim, reason) = round(&world, &mut agent, &mut random, number);
+            let (victim, reason, message) = round(&world, &mut agent, &mut random, number);
             world
                 .target
                 .until("nothing armed", |target| !target.armed());
@@ -115,7 +115,9 @@ fn whatever_is_killed_at_any_moment_no_script_runs_twice() {
             match reason {
                 Some(Reason::Succeeded) => assert_eq!(runs, 1, "round {number} of seed {seed}"),
                 Some(Reason::SidecarFailed) | None => {}
-                Some(other) => panic!("round {number} of seed {seed}: {other}"),
+                Some(other) => {
+                    panic!("round {number} of seed {seed}, {victim:?} killed: {other}: {message}")
+                }
             }
             let name = reason.map_or_else(|| "cut".to_owned(), |reason| reason.to_string());
             ends.entry((victim, name)).or_default()[runs] += 1;
