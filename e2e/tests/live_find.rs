@@ -8,10 +8,10 @@
 
 mod live;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 
+use live::compiled::{Folder, compile, embedder, library, root_of};
 use live::{Python, Start, Target, sidecar};
 use serde_json::Value;
 use sidewinder_decode::native::{Entry, Native, NativeError};
@@ -25,83 +25,6 @@ use sidewinder_linux::Process;
 const VERSIONS: [&str; 2] = ["3.14", "3.15"];
 /// A task that waits, in a function whose name says that the right memory was read.
 const WAITS: &str = "import asyncio\nasync def waits_here():\n    print('ready', flush=True)\n    await asyncio.sleep(100000)\nasyncio.run(waits_here())";
-
-/// A folder in a Python's root, removed with what is in it.
-struct Folder {
-    outside: PathBuf,
-    /// Its path as a process in the root sees it.
-    inside: String,
-}
-
-impl Folder {
-    fn new(version: &str, name: &str) -> Self {
-        let inside = format!("/tmp/find-{}-{name}", std::process::id());
-        let outside = root_of(version).join(inside.trim_start_matches('/'));
-        std::fs::create_dir_all(&outside).unwrap();
-        Self { outside, inside }
-    }
-
-    /// A copy of one of the root's files, by its path in the root.
-    fn copy(&self, version: &str, from: &str, name: &str) -> String {
-        let from = root_of(version).join(from.trim_start_matches('/'));
-        std::fs::copy(from, self.outside.join(name)).unwrap();
-        self.path(name)
-    }
-
-    fn path(&self, name: &str) -> String {
-        format!("{}/{name}", self.inside)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.outside);
-    }
-}
-
-fn root_of(version: &str) -> &'static Path {
-    live::root_of(Python::of(version))
-}
-
-fn library(version: &str) -> String {
-    let machine = std::env::consts::ARCH;
-    format!("/usr/lib/{machine}-linux-gnu/libpython{version}.so.1.0")
-}
-
-/// Builds one of the programs beside this file.
-fn compile(source: &str, to: &Path, options: &[&str]) {
-    static COMPILER: OnceLock<()> = OnceLock::new();
-    COMPILER.get_or_init(|| {
-        sidewinder_e2e::packages::ensure(sidewinder_e2e::packages::COMPILER).unwrap();
-    });
-    let source = sidewinder_e2e::checkout()
-        .join("e2e/tests/live")
-        .join(source);
-    let built = Command::new("gcc")
-        .arg("-o")
-        .args([to, &source])
-        .args(options)
-        .status()
-        .unwrap();
-    assert!(built.success());
-}
-
-/// Builds the program that embeds Python, linked with its library.
-fn embedder(version: &str, folder: &Folder, name: &str, kind: &str) -> String {
-    let library = root_of(version).join(library(version).trim_start_matches('/'));
-    compile(
-        "embed.c",
-        &folder.outside.join(name),
-        &[
-            "-DEMBED",
-            kind,
-            library.to_str().unwrap(),
-            // The library's own C library may be newer than the machine's.
-            "-Wl,--allow-shlib-undefined",
-        ],
-    );
-    folder.path(name)
-}
 
 fn start(version: &str, command: &[&str]) -> Target {
     Start {

@@ -6,6 +6,7 @@ mod choose;
 mod finish;
 mod payload;
 mod queue;
+mod refused;
 mod result;
 mod turn;
 mod wake;
@@ -35,6 +36,10 @@ pub use watch::LeftRunning;
 
 /// Between two of these the target runs.
 const ARM_PAUSE: Duration = Duration::from_millis(50);
+/// How long a script may take at least to start on the second way to its target.
+const SECOND_WAY: Duration = Duration::from_secs(1);
+/// The longest path there is, `PATH_MAX`.
+const MAX_PATH: usize = 4096;
 /// The most that is read of a result.
 const MAX_RESULT: u64 = 160 << 20;
 
@@ -59,12 +64,15 @@ pub struct Injected {
 struct Refusal {
     reason: Reason,
     message: String,
+    /// The target may not open the script where it lies; in another place it may.
+    unopened: bool,
 }
 
 fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
     Refusal {
         reason,
         message: message.into(),
+        unopened: false,
     }
 }
 
@@ -185,16 +193,8 @@ impl Run<'_> {
         let start = self
             .deadline
             .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
-        let carrier = Carrier::start(self.process, self.deadline, payload::room(&request.script))
-            .map_err(|error| carrier_refusal(&error))?;
-        carrier
-            .load(&payload::text(&request.script, carrier.result_path()))
-            .map_err(|error| {
-                refuse(
-                    Reason::InternalError,
-                    format!("cannot write the script's memfd: {error}"),
-                )
-            })?;
+        let carrier = Carrier::start(self.process, self.deadline, size(request));
+        let mut carrier = loaded(carrier, request)?;
         let stand_in = match candidates.as_slice() {
             [main] if request.thread == ThreadChoice::Auto && main.siblings > 0 => Some(main.tid),
             _ => None,
@@ -205,14 +205,16 @@ impl Run<'_> {
             Some(_) => Instant::now() + start.saturating_duration_since(Instant::now()) / 2,
             None => start,
         };
-        if let Some(index) = self.ask_each(&carrier, &candidates, until, &mut asked)? {
+        if let Some(index) = self.ask_each(&mut carrier, request, &candidates, until, &mut asked)? {
             return self.run_in(carrier, claim, &candidates.swap_remove(index));
         }
         drop(claim);
         if let Some(main) = stand_in {
             match self.turn(request, Wanted::StandIns(main), start) {
                 Ok((claim, mut others)) => {
-                    if let Some(index) = self.ask_each(&carrier, &others, start, &mut asked)? {
+                    if let Some(index) =
+                        self.ask_each(&mut carrier, request, &others, start, &mut asked)?
+                    {
                         self.outcome.wake = Wake::OtherThread;
                         return self.run_in(carrier, claim, &others.swap_remove(index));
                     }
@@ -235,7 +237,8 @@ impl Run<'_> {
     /// Asks one thread after the other; the index of the one in which the script has started.
     fn ask_each(
         &mut self,
-        carrier: &Carrier,
+        carrier: &mut Carrier,
+        request: &ExecRequest,
         candidates: &[Candidate],
         until: Instant,
         asked: &mut AskedInVain,
@@ -245,8 +248,23 @@ impl Run<'_> {
             // Every thread that is left gets the same share of what time is left.
             let share = until.saturating_duration_since(Instant::now()) / left.max(1);
             left = left.saturating_sub(1);
+            let until = Instant::now() + share;
             let mut waker = Waker::new(self.process, self.runtime, thread, self.policy);
-            match self.ask(carrier, &mut waker, thread, Instant::now() + share) {
+            let mut answer = self.ask(carrier, &mut waker, thread, until);
+            if let Err(refusal) = &answer
+                && refusal.unopened
+                && !carrier.is_in_folder()
+                && carrier.take_away()
+            {
+                *carrier = loaded(
+                    Carrier::start_in_folder(self.process, size(request)),
+                    request,
+                )?;
+                let until = self.deadline.min(until.max(Instant::now() + SECOND_WAY));
+                waker = Waker::new(self.process, self.runtime, thread, self.policy);
+                answer = self.ask(carrier, &mut waker, thread, until);
+            }
+            match answer {
                 Ok(Asked::Started) => return Ok(Some(index)),
                 Ok(Asked::NotInTime) => {
                     let obstacle = waker.obstacle().map(|why| (thread.tid, why));
@@ -325,8 +343,34 @@ impl Run<'_> {
     }
 }
 
+/// The bytes that a script may take at its place, whose path is not known before.
+fn size(request: &ExecRequest) -> u64 {
+    let longest = "x".repeat(MAX_PATH);
+    payload::text(&request.script, &longest).len() as u64
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A carrier with the text that runs a script.
+fn loaded(
+    carrier: Result<Carrier, CarrierError>,
+    request: &ExecRequest,
+) -> Result<Carrier, Refusal> {
+    let carrier = carrier.map_err(|error| carrier_refusal(&error))?;
+    carrier
+        .load(&payload::text(&request.script, carrier.result_path()))
+        .map_err(|error| {
+            refuse(
+                Reason::InternalError,
+                format!(
+                    "cannot write the script to {}: {error}",
+                    carrier.script_path()
+                ),
+            )
+        })?;
+    Ok(carrier)
 }
 
 fn carrier_refusal(error: &CarrierError) -> Refusal {

@@ -6,6 +6,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub(crate) mod compiled;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};

@@ -10,5 +10,6 @@
 #[path = "../live/mod.rs"]
 mod live;
 mod places;
+mod refusals;
 mod seccomp;
 mod sidecars;

@@ -14,6 +14,7 @@
 mod child;
 mod files;
 mod folders;
+mod sight;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -33,6 +34,8 @@ pub use child::carrier_main;
 use files::Files;
 pub use files::sweep;
 pub(crate) use files::{in_use, is_ours, remove};
+pub use sight::Reached;
+use sight::Sight;
 
 use crate::procfs::Status;
 use crate::signals::{is_consumable, send_back};
@@ -108,6 +111,7 @@ pub struct Carrier {
     result: File,
     script_path: String,
     result_path: String,
+    sight: Option<Sight>,
     holder: Holder,
 }
 
@@ -141,8 +145,27 @@ impl Carrier {
             Err(error @ CarrierError::Process(Error::Gone { .. })) => return Err(error),
             Err(error) => error,
         };
-        match files::make(process, &status, size) {
+        Self::in_folder_or(process, &status, size, &told(&refused))
+    }
+
+    /// The same with files in a folder of the target, for one that may not open the memory of another process.
+    ///
+    /// # Errors
+    /// [`CarrierError`]; nothing is left behind.
+    pub fn start_in_folder(process: &Process, size: u64) -> Result<Self, CarrierError> {
+        let status = process.status()?;
+        Self::in_folder_or(process, &status, size, "the target could not open it")
+    }
+
+    fn in_folder_or(
+        process: &Process,
+        status: &Status,
+        size: u64,
+        refused: &str,
+    ) -> Result<Self, CarrierError> {
+        match files::make(process, status, size) {
             Ok(made) => Ok(Self {
+                sight: Sight::of(&made.script),
                 script: made.script,
                 result: made.result,
                 script_path: made.paths.0,
@@ -152,10 +175,15 @@ impl Carrier {
             Err(_) if !process.alive() => Err(Error::Gone { pid: process.pid() }.into()),
             Err(closed) => Err(CarrierError::NoWay {
                 pid: process.ns_pid(),
-                child: told(&refused),
+                child: refused.to_owned(),
                 folders: listed(&closed),
             }),
         }
+    }
+
+    /// Whether it is files in a folder of the target.
+    pub fn is_in_folder(&self) -> bool {
+        matches!(self.holder, Holder::Files(_))
     }
 
     fn child(process: &Process, status: &Status, deadline: Instant) -> Result<Self, CarrierError> {
@@ -232,6 +260,7 @@ impl Carrier {
             ))
         }) {
             Ok((script_path, result_path)) => Ok(Self {
+                sight: Sight::of(&script),
                 script,
                 result,
                 script_path,
@@ -253,6 +282,16 @@ impl Carrier {
     /// The result's path as the target sees it.
     pub fn result_path(&self) -> &str {
         &self.result_path
+    }
+
+    /// Takes the script's text away; whether nobody had opened it by then, so that it has not run and will not.
+    pub fn take_away(&self) -> bool {
+        self.load(&[]).is_ok() && self.reached() == Some(Reached::Nothing)
+    }
+
+    /// How far anybody has come with the script's file, which is the target; `None` where that could not be watched.
+    pub fn reached(&self) -> Option<Reached> {
+        self.sight.as_ref().map(Sight::reached)
     }
 
     /// The result as far as it has been written. The target can write anything into it.

@@ -29,6 +29,9 @@ const MAPS_BUFFER: usize = 64 << 10;
 /// Most arguments of a command line, and most bytes of each.
 const MAX_ARGUMENTS: (usize, usize) = (256, 4096);
 
+/// Most descriptors of a process that are counted: `fs.nr_open`, unless somebody raised it.
+const MAX_DESCRIPTORS: usize = 1 << 20;
+
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 
 /// A process, pinned by a pidfd, its start time and an open `/proc/PID`.
@@ -302,10 +305,22 @@ impl Process {
     /// The soft limit of the size of its first thread's stack, in bytes; 8 MiB, the kernel's default, where it may not be
     /// seen.
     pub fn stack_limit(&self) -> u64 {
-        self.proc_file("limits")
-            .ok()
-            .and_then(|text| procfs::stack_limit(&text))
-            .unwrap_or(8 << 20)
+        self.limit("Max stack size").unwrap_or(8 << 20)
+    }
+
+    /// Whether it has as many descriptors as it may and can open nothing; false where that may not be seen.
+    pub fn is_out_of_descriptors(&self) -> bool {
+        let Some(limit) = self.limit("Max open files") else {
+            return false;
+        };
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        // Those that it got before the limit was lowered have higher numbers.
+        self.numbers("fd", most.saturating_add(1).min(MAX_DESCRIPTORS))
+            .is_ok_and(|open| open.iter().filter(|fd| **fd < limit).count() >= most)
+    }
+
+    fn limit(&self, name: &str) -> Option<u64> {
+        procfs::soft_limit(&self.proc_file("limits").ok()?, name)
     }
 
     /// Opens the very file that is mapped there, deleted or replaced on disk as it may be.

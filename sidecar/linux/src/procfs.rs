@@ -143,13 +143,11 @@ fn four<'a>(mut numbers: impl Iterator<Item = &'a str>) -> Option<[u32; 4]> {
     Some(out)
 }
 
-/// The soft limit of the size of the first thread's stack, from `/proc/PID/limits`, in bytes: `u64::MAX` when there is
-/// none, `None` when the line cannot be read.
-pub fn stack_limit(text: &[u8]) -> Option<u64> {
+/// A soft limit by its name in `/proc/PID/limits`, in its own unit: `u64::MAX` when there is none, `None` when the line
+/// cannot be read.
+pub fn soft_limit(text: &[u8], name: &str) -> Option<u64> {
     let text = String::from_utf8_lossy(text);
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Max stack size"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     match line.split_ascii_whitespace().next()? {
         "unlimited" => Some(u64::MAX),
         number => number.parse().ok(),
@@ -245,19 +243,18 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_the_stack_is_bytes_or_none() {
+    fn a_limit_is_a_number_or_none() {
         let text =
             b"Limit                     Soft Limit           Hard Limit           Units     \n\
-            Max stack size            8388608              unlimited            bytes     \n";
-        assert_eq!(stack_limit(text), Some(8 << 20));
-        assert_eq!(
-            stack_limit(
-                b"Max stack size            unlimited            unlimited            bytes\n"
-            ),
-            Some(u64::MAX)
-        );
-        assert_eq!(stack_limit(b"Max stack size  many\n"), None);
-        assert_eq!(stack_limit(b""), None);
+            Max stack size            8388608              unlimited            bytes     \n\
+            Max open files            1024                 4096                 files     \n\
+            Max file size             unlimited            unlimited            bytes     \n\
+            Max nice priority         many\n";
+        assert_eq!(soft_limit(text, "Max stack size"), Some(8 << 20));
+        assert_eq!(soft_limit(text, "Max open files"), Some(1024));
+        assert_eq!(soft_limit(text, "Max file size"), Some(u64::MAX));
+        assert_eq!(soft_limit(text, "Max nice priority"), None);
+        assert_eq!(soft_limit(b"", "Max stack size"), None);
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Run<'_> {
                     Ok(Asked::Started)
                 }
                 Err(refusal) => Err(refusal),
-                Ok(_) => Err(refused_by_target(carrier.script_path())),
+                Ok(_) => Err(self.refused(carrier, candidate.interpreter)),
             },
         }
     }
@@ -220,7 +220,7 @@ impl Run<'_> {
                     return if self.first_sign(carrier)? {
                         Ok(true)
                     } else {
-                        Err(refused_by_target(carrier.script_path()))
+                        Err(self.refused(carrier, waker.interpreter()))
                     };
                 }
                 Err(_) if !self.process.alive() => return Err(self.exited()),
@@ -269,16 +269,6 @@ impl Run<'_> {
             }
         }
     }
-}
-
-fn refused_by_target(path: &str) -> Refusal {
-    refuse(
-        Reason::AuditHookRefused,
-        format!(
-            "the target accepted the request and did not run the script: an audit hook refused the event \
-             cpython.remote_debugger_script, or its open_code hook refused {path}; the target's stderr says which"
-        ),
-    )
 }
 
 fn stop_refusal(error: &StopError) -> Refusal {

@@ -63,6 +63,11 @@ impl<'a> Waker<'a> {
         }
     }
 
+    /// The address of the interpreter that is to run the script.
+    pub(super) fn interpreter(&self) -> Addr {
+        self.candidate.interpreter
+    }
+
     /// How the thread has been made to answer so far.
     pub(super) fn wake(&self) -> Wake {
         self.wake
