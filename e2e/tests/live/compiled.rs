@@ -82,3 +82,10 @@ pub(crate) fn embedder(version: &str, folder: &Folder, name: &str, kind: &str) -
     );
     folder.path(name)
 }
+
+/// Builds a library that a program loads with ctypes: its path in the root.
+pub(crate) fn shared(source: &str, folder: &Folder) -> String {
+    let name = source.replace(".c", ".so");
+    compile(source, &folder.outside.join(&name), &["-shared", "-fPIC"]);
+    folder.path(&name)
+}

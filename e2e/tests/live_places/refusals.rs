@@ -1,6 +1,13 @@
 //! Targets that do not let a script in: which of them refused is said.
 
-use crate::live::compiled::{Folder, compile, library, root_of};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sidewinder_decode::Memory as _;
+
+use crate::live::compiled::{Folder, compile, library, root_of, shared};
 use crate::live::{self, Python, Start, Target};
 use crate::sidecars::{Answered, Sidecar};
 
@@ -143,7 +150,116 @@ fn a_target_without_another_descriptor(python: Python) {
     assert!(said.contains("RLIMIT_NOFILE"), "{said}");
 }
 
+/// What closes these rights over files to a program (landlock(7)), and to look into other processes with them.
+fn landlock(rights: u64) -> String {
+    format!(
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nruleset = libc.syscall(444, ctypes.byref(ctypes.c_uint64({rights})), 8, 0)\nassert ruleset >= 0, 'this kernel has no Landlock'\nassert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.syscall(446, ruleset, 0) == 0\n"
+    )
+}
+
+fn a_target_that_may_not_look_into_other_processes(python: Python) {
+    const MAKE_SOCK: u64 = 1 << 9;
+    const READ_FILE: u64 = 1 << 2;
+    let target = start(python, &format!("{}{LOOP}", landlock(MAKE_SOCK)));
+    let answered = Sidecar::ptrace().exec(&target, "6 * 7", &[]);
+    assert_eq!(answered.document["value"], "42", "{}", answered.said);
+    // Nor open any file.
+    let target = start(python, &format!("{}{LOOP}", landlock(READ_FILE)));
+    let said = refused(&target, "PermissionDenied", 3);
+    assert!(said.contains("Landlock"), "{said}");
+}
+
+/// What stands in the place of a request in each thread.
+fn slots(target: &Target) -> Vec<(bool, Vec<u8>)> {
+    let process = target.process();
+    target
+        .support()
+        .interpreters
+        .iter()
+        .flat_map(|interpreter| &interpreter.threads)
+        .map(|thread| {
+            let mut path = vec![0; thread.path_size];
+            process.read(thread.path, &mut path).unwrap();
+            (thread.is_pending, path)
+        })
+        .collect()
+}
+
+fn a_disabled_interpreter_is_never_written_to(python: Python) {
+    let executable = format!("/usr/bin/python{}", python.version());
+    let by_option = [
+        executable.as_str(),
+        "-X",
+        "disable-remote-debug",
+        "-c",
+        LOOP,
+    ];
+    for (env, command) in [
+        (&[("PYTHON_DISABLE_REMOTE_DEBUG", "1")][..], &[][..]),
+        (&[("PYTHON_DISABLE_REMOTE_DEBUG", "")], &[]),
+        (&[], &by_option),
+    ] {
+        let target = Start {
+            python,
+            program: LOOP,
+            command,
+            env,
+            proc: true,
+            ..Start::default()
+        }
+        .start();
+        let said = refused(&target, "RemoteDebugDisabled", 3);
+        assert!(said.contains("PYTHON_DISABLE_REMOTE_DEBUG"), "{said}");
+        for (pending, path) in slots(&target) {
+            assert!(!pending && path.iter().all(|byte| *byte == 0));
+        }
+    }
+}
+
+/// Ends, and stands still once the runtime has said so.
+const ENDS: &str = "import os\nclass AtEnd:\n    def __del__(self, write=os.write, read=os.read, fd=os.pipe()[0]):\n        write(1, b'ending\\n')\n        read(fd, 1)\nat_end = AtEnd()\n";
+
+fn an_interpreter_that_shuts_down_takes_no_script(python: Python) {
+    let target = start(python, &format!("{ENDS}print('ready', flush=True)"));
+    assert_eq!(target.line(), "ending");
+    let said = refused(&target, "InterpreterFinalizing", 4);
+    assert!(said.contains("shutting down"), "{said}");
+}
+
+fn an_interpreter_that_begins_to_shut_down_is_not_waited_for(python: Python) {
+    // In a thread that never comes by, so that the request stays.
+    let folder = Folder::new(python.version(), "shutdown");
+    let library = shared("stubborn.c", &folder);
+    let program = format!(
+        "{ENDS}import ctypes, threading, signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\nthread = threading.Thread(target=ctypes.CDLL('{library}').spin, daemon=True)\nthread.start()\nprint('ready', flush=True)\nprint(thread.native_id, flush=True)\nsignal.sigwait([signal.SIGUSR1])"
+    );
+    let target = start(python, &program);
+    let thread = target.line();
+    let exec = target.exec_start("1", &["--thread", &thread, "--start", "25s"]);
+    target.until("armed", Target::armed);
+    let began = Instant::now();
+    kill(Pid::from_raw(target.pid), Signal::SIGUSR1).unwrap();
+    assert_eq!(target.line(), "ending");
+    let output = exec.wait_with_output().unwrap();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (
+            output.status.code(),
+            &document["reason"],
+            &document["disarmed"]
+        ),
+        (Some(4), &"InterpreterFinalizing".into(), &true.into()),
+        "{document}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(!target.armed());
+}
+
 live::on_each_python! {
+    a_target_that_may_not_look_into_other_processes,
+    a_disabled_interpreter_is_never_written_to,
+    an_interpreter_that_shuts_down_takes_no_script,
+    an_interpreter_that_begins_to_shut_down_is_not_waited_for,
     an_audit_hook_refuses,
     an_audit_hook_that_refuses_what_a_script_does_is_its_exception,
     hooks_that_are_set_before_python_starts,

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use sidewinder_decode::OsThread;
+use sidewinder_decode::{OsThread, remote_exec};
 use sidewinder_linux::carrier::Carrier;
 use sidewinder_linux::stop::StopError;
 use sidewinder_linux::stopped::Stopped;
@@ -215,6 +215,16 @@ impl Run<'_> {
             }
             self.still_wanted()?;
             match request.waits() {
+                Ok(true) if remote_exec::finalizing(self.process, self.runtime) == Some(true) => {
+                    return Err(refuse(
+                        Reason::InterpreterFinalizing,
+                        format!(
+                            "the Python in process {} began to shut down before the script had started; the request was \
+                             taken back",
+                            self.process.ns_pid()
+                        ),
+                    ));
+                }
                 Ok(true) => {}
                 Ok(false) => {
                     return if self.first_sign(carrier)? {

@@ -1,5 +1,7 @@
-/* A thread that writes a one to an address as long as another address has a byte. */
+/* Threads that no tracer makes answer: one that always runs, and one that writes a one to an address as long as another
+ * address has a byte. */
 #include <pthread.h>
+#include <sched.h>
 
 struct words {
     volatile char *while_there;
@@ -22,4 +24,10 @@ void rewrite(char *while_there, int *write)
     words.while_there = while_there;
     words.write = write;
     pthread_create(&thread, 0, run, &words);
+}
+
+void spin(void)
+{
+    for (;;)
+        sched_yield();
 }
