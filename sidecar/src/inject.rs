@@ -11,6 +11,7 @@ mod result;
 mod turn;
 mod wake;
 mod watch;
+mod withdraw;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -15,6 +15,7 @@ mod child;
 mod files;
 mod folders;
 mod sight;
+mod withdraw;
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -141,7 +141,7 @@ impl Run<'_> {
             // It was accepted in the last moment: what it started is answered for.
             Disarmed::Accepted => match started {
                 Err(refusal) if refusal.reason != Reason::Cancelled => Err(refusal),
-                _ if self.first_sign(carrier)? => {
+                _ if self.first_sign(carrier, until)? => {
                     self.outcome.started_after_milliseconds = Some(milliseconds(began.elapsed()));
                     Ok(Asked::Started)
                 }
@@ -227,7 +227,7 @@ impl Run<'_> {
                 }
                 Ok(true) => {}
                 Ok(false) => {
-                    return if self.first_sign(carrier)? {
+                    return if self.first_sign(carrier, until)? {
                         Ok(true)
                     } else {
                         Err(self.refused(carrier, waker.interpreter()))
@@ -264,8 +264,9 @@ impl Run<'_> {
         }
     }
 
-    /// After the thread has accepted the request: whether the script gave a sign of life.
-    fn first_sign(&mut self, carrier: &Carrier) -> Result<bool, Refusal> {
+    /// After the thread has accepted the request: whether the script gave a sign of life. One that did not will not run
+    /// any more.
+    fn first_sign(&mut self, carrier: &Carrier, start: Instant) -> Result<bool, Refusal> {
         let until = Instant::now() + FIRST_SIGN;
         loop {
             let rested = self.rest(carrier, Duration::from_millis(1));
@@ -274,8 +275,14 @@ impl Run<'_> {
                 return Ok(true);
             }
             rested?;
-            if Instant::now() >= until {
+            if self.answer.queued() {
+                return self.wait_for_loop(carrier, start);
+            }
+            if self.answer.withdrawn() {
                 return Ok(false);
+            }
+            if Instant::now() >= until {
+                return Ok(!self.withdraw(carrier)?);
             }
         }
     }

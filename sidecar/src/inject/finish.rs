@@ -10,12 +10,18 @@ use sidewinder_linux::write::{ArmError, Disarmed, arm};
 use sidewinder_model::{Reason, WakePolicy};
 
 use super::choose::Candidate;
+use super::result::signal_name;
 use super::{ARM_PAUSE, Refusal, Run, milliseconds, pace, payload, refuse, slot};
 use crate::discover;
 
-/// How long a script that is not to run any longer has to end: a quarter of a second for what it undoes itself, the
-/// rest for a machine without a free CPU.
-const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// How long a script that is not to run any longer has to end, in all.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// How often it is told to: at first its own code ends, then what it called in libraries as well, as it stands then and
+/// as it stands later.
+const TIMES: u8 = 3;
+/// How long each time may take until it shows: a quarter of a second for what the script undoes itself, and the rest for
+/// a machine without a free CPU.
+const EACH_TIME: Duration = Duration::from_millis(400);
 
 impl Run<'_> {
     /// Waits for the end of a script that has started, and has it end when time is up.
@@ -36,6 +42,9 @@ impl Run<'_> {
                 Gone::Process => break Err(self.exited_meanwhile()),
                 Gone::Carrier => break Err(self.carrier_lost(candidate.tid)),
             }
+            if self.answer.withdrawn() {
+                return Err(self.loop_does_not_turn(began.elapsed()));
+            }
             let reason = if self.cancel.load(Ordering::SeqCst) {
                 Reason::Cancelled
             } else if Instant::now() >= self.deadline {
@@ -49,36 +58,55 @@ impl Run<'_> {
         };
         self.outcome.duration_milliseconds = milliseconds(began.elapsed());
         for signal in self.answer.signals() {
-            // The application never saw it: it came while the script ran.
-            // `Answer` keeps no other signal than this.
-            let number = 2;
-            if let Err(error) = carrier.signal(self.process, number) {
+            if let Err(error) = self.give_back(carrier, signal) {
                 self.answer.note(&format!(
-                    "{signal} came while the script ran and could not be sent again: {error}"
+                    "{} came while the script ran and could not be sent again: {error}",
+                    signal_name(signal)
                 ));
             }
         }
         ended
     }
 
-    /// Has a script end that is not to run any longer: a second request to the same thread, nested in the script, makes
-    /// the script's own code raise `SystemExit`. Says what came of it.
+    /// Sends the application a signal that it never saw, since its handler raised while the script ran.
+    fn give_back(&self, carrier: &Carrier, signal: u8) -> std::io::Result<()> {
+        const SIGINT: u8 = 2;
+        if signal == SIGINT {
+            carrier.interrupt(self.process)
+        } else {
+            Err(std::io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Has a script end that is not to run any longer. Says what came of it.
     fn stop(&mut self, carrier: &Carrier, candidate: &Candidate, reason: Reason) -> String {
         let why = if reason == Reason::Cancelled {
             "cancelled while the script ran"
         } else {
             "the script started and did not end in time"
         };
-        let failure = self.ask_to_stop(carrier, candidate).err();
-        self.outcome.still_running = !self.answer.finished() && self.process.alive();
+        let until = Instant::now() + STOP_LIMIT;
+        let failure = (1..=TIMES).find_map(|times| {
+            if self.over() {
+                return None;
+            }
+            let until = until.min(if times == TIMES {
+                until
+            } else {
+                Instant::now() + EACH_TIME
+            });
+            self.tell_to_end(carrier, candidate, times, until).err()
+        });
+        self.outcome.still_running = !self.over();
         let what = match (&failure, self.outcome.still_running) {
             (Some(error), true) => format!("it is still running and could not be stopped: {error}"),
-            (None, true) => {
-                "it is still running, since it waits in a call or runs none of its own code"
+            (None, true) if self.answer.told_to_end() > 0 => {
+                "it was told to end and is still running: it waits in a call or computes in C"
                     .to_owned()
             }
+            (None, true) => "it is still running: it waits in a call or computes in C".to_owned(),
             (_, false) if !self.process.alive() => "the process has ended".to_owned(),
-            (_, false) if self.answer.stopped() => "it was stopped".to_owned(),
+            (_, false) if self.answer.told_to_end() > 0 => "it was stopped".to_owned(),
             (_, false) => "it has ended by itself since".to_owned(),
         };
         let advice = if reason == Reason::Cancelled {
@@ -90,11 +118,22 @@ impl Run<'_> {
         format!("{why}; {what}{advice}")
     }
 
-    fn ask_to_stop(&mut self, carrier: &Carrier, candidate: &Candidate) -> Result<(), String> {
-        let until = Instant::now() + STOP_LIMIT;
+    fn over(&self) -> bool {
+        self.answer.finished() || !self.process.alive()
+    }
+
+    /// Asks the script's thread a second time: nested in the script, or wherever the loop is that the script waits at, its
+    /// own code is made to raise. Waits until that shows, and takes the request back if nobody came by.
+    fn tell_to_end(
+        &mut self,
+        carrier: &Carrier,
+        candidate: &Candidate,
+        times: u8,
+        until: Instant,
+    ) -> Result<(), String> {
         // The target has read and closed the script's file before it compiled it.
         carrier
-            .load(payload::STOP.as_bytes())
+            .load(&payload::stop(carrier.result_path(), times))
             .map_err(|error| format!("cannot write the memfd: {error}"))?;
         carrier
             .will_arm(self.process, slot(&candidate.support))
@@ -121,7 +160,7 @@ impl Run<'_> {
         while Instant::now() < until {
             let gone = carrier.wait(self.process, Duration::from_millis(2));
             self.update(carrier.result());
-            if gone != Gone::Nobody || self.answer.finished() {
+            if gone != Gone::Nobody || self.over() {
                 break;
             }
         }

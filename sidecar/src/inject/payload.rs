@@ -1,26 +1,59 @@
-//! The text that runs in a target: the script and where its result goes, and the wrapper around it.
+//! The texts that run in a target: the script and where its result goes, with the wrapper around it, and what ends it.
 
 use std::fmt::Write as _;
 
-/// The wrapper as it stands in the repository.
+/// What the target itself compiles: it compiles the others and calls them.
+const BOOTSTRAP: &str = include_str!("../../payloads/bootstrap.py");
+
+/// What a script needs from its first statement on.
 const WRAPPER: &str = include_str!("../../payloads/wrapper.py");
 
+/// What is compiled in the target when it is needed.
+const PARTS: [(&str, &str); 6] = [
+    ("await", include_str!("../../payloads/await.py")),
+    ("errors", include_str!("../../payloads/errors.py")),
+    ("frames", include_str!("../../payloads/frames.py")),
+    ("json", include_str!("../../payloads/json.py")),
+    ("signals", include_str!("../../payloads/signals.py")),
+    ("streams", include_str!("../../payloads/streams.py")),
+];
+
 /// What a thread runs whose script is not to run any longer.
-pub(super) const STOP: &str = include_str!("../../payloads/stop.py");
+const STOP: &str = include_str!("../../payloads/stop.py");
 
 /// The wrapper's outermost function: while it is on a thread's stack, a script runs there.
 pub(super) const FUNCTION: &str = "_sidewinder";
 
-/// What the target compiles and runs. It is ASCII but for the wrapper's own text, and holds no NUL, at which CPython
+/// What has the target run a script. It is ASCII but for the bootstrap's own text, and holds no NUL, at which CPython
 /// would cut it.
 pub(super) fn text(script: &str, result_path: &str) -> Vec<u8> {
-    let mut text = String::with_capacity(script.len() * 2 + WRAPPER.len() + 256);
+    let parts: usize = PARTS.iter().map(|(_, part)| part.len()).sum();
+    let mut text = String::with_capacity(script.len() * 2 + (WRAPPER.len() + parts) * 2);
     text.push_str("SCRIPT = ");
     literal(&mut text, script.as_bytes());
-    text.push_str("\nRESULT = ");
+    text.push_str("\nPARTS = {");
+    for (name, part) in PARTS {
+        // Writing into a String does not fail.
+        let _ = write!(text, "'{name}': ");
+        literal(&mut text, part.as_bytes());
+        text.push_str(", ");
+    }
+    text.push_str("}\n");
+    with_bootstrap(text, WRAPPER, result_path, 0)
+}
+
+/// What tells the script with that result to end, for the `times`th time: first its own code, then what it called too.
+pub(super) fn stop(result_path: &str, times: u8) -> Vec<u8> {
+    with_bootstrap(String::new(), STOP, result_path, times)
+}
+
+fn with_bootstrap(mut text: String, code: &str, result_path: &str, round: u8) -> Vec<u8> {
+    text.push_str("RESULT = ");
     literal(&mut text, result_path.as_bytes());
-    text.push_str(".decode()\n");
-    text.push_str(WRAPPER);
+    text.push_str(".decode()\nTEXT = ");
+    literal(&mut text, code.as_bytes());
+    let _ = write!(text, "\nROUND = {round}\n");
+    text.push_str(BOOTSTRAP);
     text.into_bytes()
 }
 
@@ -36,7 +69,6 @@ fn literal(text: &mut String, bytes: &[u8]) {
             b'\n' => text.push_str("\\n"),
             0x20..0x7f => text.push(char::from(*byte)),
             other => {
-                // Writing into a String does not fail.
                 let _ = write!(text, "\\x{other:02x}");
             }
         }
@@ -51,19 +83,37 @@ mod tests {
     #[test]
     fn nothing_in_a_script_ends_its_literal() {
         let text = String::from_utf8(text("a = '\\'\r\n\0é\"\"\"", "/proc/7/fd/40000")).unwrap();
-        let mut lines = text.lines();
-        assert_eq!(
-            lines.next(),
-            Some(r#"SCRIPT = b'a = \'\\\'\x0d\n\x00\xc3\xa9"""'"#)
-        );
-        assert_eq!(lines.next(), Some("RESULT = b'/proc/7/fd/40000'.decode()"));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], r#"SCRIPT = b'a = \'\\\'\x0d\n\x00\xc3\xa9"""'"#);
+        assert!(lines[1].starts_with("PARTS = {'await': b'# A part") && lines[1].ends_with("', }"));
+        assert_eq!(lines[2], "RESULT = b'/proc/7/fd/40000'.decode()");
+        assert!(lines[3].starts_with("TEXT = b'# What runs inside a target"));
+        assert_eq!(lines[4], "ROUND = 0");
         assert!(!text.contains('\0'));
     }
 
     #[test]
-    fn the_wrapper_is_called_what_it_is_recognised_by() {
+    fn what_ends_a_script_says_which_and_for_which_time() {
+        let text = String::from_utf8(stop("/proc/7/fd/40000", 2)).unwrap();
+        assert!(text.starts_with("RESULT = b'/proc/7/fd/40000'.decode()\nTEXT = b'"));
+        assert!(text.contains("\nROUND = 2\n"));
+    }
+
+    #[test]
+    fn the_texts_call_each_other_by_the_names_they_have() {
         assert!(WRAPPER.contains(&format!("\ndef {FUNCTION}(")));
-        assert!(STOP.contains(&format!("co_name == \"{FUNCTION}\"")));
-        assert!(STOP.contains("f_locals[\"stop\"](") && WRAPPER.contains("\n    def stop("));
+        assert!(PARTS[0].1.contains(&format!("\nasync def {FUNCTION}(")));
+        assert!(STOP.contains("\ndef stop("));
+        assert!(BOOTSTRAP.contains(&format!("\"stop\" if ROUND else \"{FUNCTION}\"")));
+        for (name, _) in PARTS {
+            let used = [WRAPPER, STOP]
+                .into_iter()
+                .chain(PARTS.map(|(_, part)| part))
+                .any(|text| {
+                    text.contains(&format!("part(\"{name}\")"))
+                        || text.contains(&format!("parts[\"{name}\"]"))
+                });
+            assert!(used, "{name}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use sidewinder_model::{ExecOutcome, ScriptException};
 
 /// The most that is kept of each field.
 const MAX_FIELD: usize = 17 << 20;
-/// The most names or signals that are kept.
+/// The most names that are kept.
 const MAX_NAMES: usize = 4096;
 /// A letter and a length.
 const HEADER: usize = 9;
@@ -13,7 +13,8 @@ const HEADER: usize = 9;
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     progress: Progress,
-    stopped: bool,
+    told_to_end: u8,
+    handler: Option<u8>,
     damaged: bool,
     buffer: Vec<u8>,
     streams: [Stream; 2],
@@ -23,7 +24,7 @@ pub(super) struct Answer {
     message: String,
     traceback: String,
     imported: Vec<String>,
-    signals: Vec<String>,
+    signals: Vec<u8>,
     nanoseconds: Option<u64>,
     clipped: Vec<(&'static str, u64)>,
     notes: String,
@@ -33,8 +34,12 @@ pub(super) struct Answer {
 enum Progress {
     #[default]
     NotStarted,
+    /// It awaits, and its loop has it in its queue.
+    Queued,
     Started,
     Finished,
+    /// It was withdrawn before it started: it never will.
+    Withdrawn,
 }
 
 #[derive(Debug, Default)]
@@ -86,9 +91,18 @@ impl Answer {
     fn record(&mut self, kind: u8, payload: &[u8]) {
         let text = || String::from_utf8_lossy(payload).into_owned();
         match kind {
+            b'A' if self.progress == Progress::NotStarted => self.progress = Progress::Queued,
+            // What was withdrawn first does not start, whatever it says.
+            b'S' | b'F' if self.progress == Progress::Withdrawn => {}
             b'S' => self.progress = Progress::Started,
             b'F' => self.progress = Progress::Finished,
-            b'x' => self.stopped = true,
+            // It came too late, unless the wrapper says N.
+            b'W' if self.started() => {}
+            b'W' | b'N' => self.progress = Progress::Withdrawn,
+            b'A' => {}
+            b'x' => self.told_to_end = payload.first().copied().unwrap_or(1),
+            b'h' => self.handler = payload.first().copied().filter(|number| is_signal(*number)),
+            b'g' => self.handler = None,
             b'o' => self.streams[0].add(payload),
             b'e' => self.streams[1].add(payload),
             b'O' => self.streams[0].end(payload),
@@ -100,11 +114,9 @@ impl Answer {
             b'b' => self.traceback = text(),
             b'i' => self.imported = names(payload),
             b's' => {
-                self.signals = names(payload)
-                    .into_iter()
-                    .filter(|name| name == "SIGINT")
-                    .take(1)
-                    .collect();
+                self.signals = payload.iter().copied().filter(|n| is_signal(*n)).collect();
+                self.signals.sort_unstable();
+                self.signals.dedup();
             }
             b'd' => self.nanoseconds = payload.try_into().ok().map(u64::from_le_bytes),
             b'c' => {
@@ -125,9 +137,19 @@ impl Answer {
         }
     }
 
+    /// The script awaits and is queued at its loop, which has not come by yet.
+    pub(super) fn queued(&self) -> bool {
+        self.progress == Progress::Queued
+    }
+
     /// The script's first statement is about to run, or has.
     pub(super) fn started(&self) -> bool {
-        self.progress != Progress::NotStarted
+        matches!(self.progress, Progress::Started | Progress::Finished)
+    }
+
+    /// It was withdrawn before its first statement, and will never run.
+    pub(super) fn withdrawn(&self) -> bool {
+        self.progress == Progress::Withdrawn
     }
 
     /// The script has ended and its answer is whole.
@@ -135,9 +157,16 @@ impl Answer {
         self.progress == Progress::Finished
     }
 
-    /// It was made to end.
-    pub(super) fn stopped(&self) -> bool {
-        self.stopped
+    /// How often it was told to end; that is, how many of the requests to stop it ran.
+    pub(super) fn told_to_end(&self) -> u8 {
+        self.told_to_end
+    }
+
+    /// The signal whose Python handler ends the script in a blocked call of the main thread: setting its `tripped` flag
+    /// calls the handler. Only to be believed while the thread is stopped, since the handler goes with the script.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nothing trips it yet"))]
+    pub(super) fn handler(&self) -> Option<u8> {
+        self.handler
     }
 
     /// An exception ended it.
@@ -145,8 +174,8 @@ impl Answer {
         self.type_name.is_some()
     }
 
-    /// The signals that the script consumed.
-    pub(super) fn signals(&self) -> Vec<String> {
+    /// The numbers of the signals that the script consumed.
+    pub(super) fn signals(&self) -> Vec<u8> {
         self.signals.clone()
     }
 
@@ -190,7 +219,7 @@ impl Answer {
             traceback: self.traceback,
         });
         outcome.imported = self.imported;
-        outcome.signals = self.signals;
+        outcome.signals = self.signals.into_iter().map(signal_name).collect();
         for (field, size) in self.clipped {
             outcome.clipped.insert(field.to_owned(), size);
         }
@@ -227,6 +256,30 @@ impl Stream {
             bytes.extend_from_slice(&tail);
         }
         (String::from_utf8_lossy(&bytes).into_owned(), full)
+    }
+}
+
+/// The names of the signals from 1 on, the same on x86-64 and aarch64 (signal(7)).
+const SIGNALS: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+/// The first of the signals that have only numbers; the C library keeps two for itself.
+const SIGRTMIN: u8 = 34;
+
+/// Whether a Python handler for it can exist.
+fn is_signal(number: u8) -> bool {
+    const KILL: u8 = 9;
+    const STOP: u8 = 19;
+    matches!(number, 1..=31 | SIGRTMIN..=64) && number != KILL && number != STOP
+}
+
+/// `SIGTERM`, `SIGRTMIN+3`.
+pub(super) fn signal_name(number: u8) -> String {
+    match SIGNALS.get(usize::from(number).wrapping_sub(1)) {
+        Some(name) => format!("SIG{name}"),
+        None => format!("SIGRTMIN+{}", number.saturating_sub(SIGRTMIN)),
     }
 }
 
@@ -340,8 +393,47 @@ mod tests {
         answer.feed(&record(b'd', b"short"));
         answer.feed(&record(b'O', b"x"));
         answer.feed(&record(b'c', b"v"));
-        answer.feed(&record(b's', b"SIGKILL\nSIGINT\nSIGINT"));
-        assert_eq!(answer.signals(), ["SIGINT"]);
-        assert_eq!(outcome(answer).duration_milliseconds, 0);
+        answer.feed(&record(b's', &[9, 2, 0, 19, 33, 65, 255, 64, 2, 15]));
+        answer.feed(&record(b'h', &[9]));
+        answer.feed(&record(b'x', b""));
+        assert_eq!((answer.handler(), answer.told_to_end()), (None, 1));
+        assert_eq!(answer.signals(), [2, 15, 64]);
+        let outcome = outcome(answer);
+        assert_eq!(outcome.signals, ["SIGINT", "SIGTERM", "SIGRTMIN+30"]);
+        assert_eq!(outcome.duration_milliseconds, 0);
+    }
+    #[test]
+    fn what_is_withdrawn_before_it_starts_never_started() {
+        for (records, started, withdrawn, finished) in [
+            ("A", false, false, false),
+            ("AS", true, false, false),
+            ("AW", false, true, false),
+            ("WSNF", false, true, false),
+            ("AWSF", false, true, false),
+            // Both came at the same time: the wrapper says what holds.
+            ("ASWN", false, true, false),
+            ("ASWoF", true, false, true),
+            ("SF", true, false, true),
+        ] {
+            let mut answer = Answer::default();
+            for kind in records.bytes() {
+                answer.feed(&record(kind, b""));
+            }
+            assert_eq!(
+                (answer.started(), answer.withdrawn(), answer.finished()),
+                (started, withdrawn, finished),
+                "{records}"
+            );
+            assert_eq!(answer.queued(), records == "A");
+        }
+    }
+
+    #[test]
+    fn a_handler_stands_until_it_is_said_to_go() {
+        let mut answer = Answer::default();
+        answer.feed(&[record(b'S', b""), record(b'x', &[2]), record(b'h', &[23])].concat());
+        assert_eq!((answer.told_to_end(), answer.handler()), (2, Some(23)));
+        answer.feed(&record(b'g', b""));
+        assert_eq!(answer.handler(), None);
     }
 }

@@ -1,0 +1,77 @@
+# A part of the wrapper: whether an exception is a signal's. A handler that raises raises in whatever runs, and that was
+# the script; the application never saw its signal.
+def raised_by(error):
+    found, todo, seen = [], [error], set()
+    handlers = None
+    while todo and len(seen) < 100:
+        error = todo.pop()
+        if not isinstance(error, BaseException) or id(error) in seen:
+            continue
+        seen.add(id(error))
+        todo += error.__cause__, error.__context__
+        if isinstance(error, BaseExceptionGroup):
+            todo += error.exceptions[:15]
+        if handlers is None:
+            handlers = [(number, _signal.getsignal(number)) for number in sorted(_signal.valid_signals())]
+            default = handlers_default_int(handlers)
+            handlers = [(number, code) for number, handler in handlers for code in handler_codes(handler)]
+        step = error.__traceback__
+        while step is not None:
+            frame = step.tb_frame
+            number = handled_in(frame, handlers)
+            if number is not None:
+                found.append(number)
+            if step.tb_next is None and default and type(error) is KeyboardInterrupt and not raises(frame, step.tb_lasti):
+                found.append(2)
+            step = step.tb_next
+    return found
+
+
+def handlers_default_int(handlers):
+    # Written in C: it raises without a frame of its own.
+    return any(number == 2 and handler is _signal.default_int_handler for number, handler in handlers)
+
+
+def handler_codes(handler):
+    # A function, a method, a partial, an object that can be called: whatever is called in the end.
+    for _ in range(5):
+        if isinstance(handler, int) or handler is None:
+            break
+        code = getattr(handler, "__code__", None)
+        if type(code) is type(handler_codes.__code__):
+            return (code,)
+        inner = getattr(handler, "__func__", None) or getattr(handler, "func", None)
+        handler = inner if inner is not None else getattr(type(handler), "__call__", None)
+    return ()
+
+
+def handled_in(frame, handlers):
+    # The number of the signal that a handler's frame is about. A call by the script itself has no frame to pass on.
+    code = frame.f_code
+    numbers = [number for number, handler in handlers if handler is code]
+    if not numbers:
+        return None
+    values = frame.f_locals
+    arguments = [values.get(name) for name in code.co_varnames[:min(code.co_argcount, 4)]]
+    if code.co_flags & 4:
+        # *args
+        rest = values.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
+        arguments += rest if type(rest) is tuple else ()
+    for number, interrupted in zip(arguments, arguments[1:]):
+        if isinstance(number, int) and int(number) in numbers and type(interrupted) is type(frame):
+            return int(number)
+    return None
+
+
+def raises(frame, at):
+    # Whether the instruction is a raise statement. Its number differs from version to version, so it is looked up in
+    # code that has one.
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        here = error.__traceback__
+        raise_statement = here.tb_frame.f_code.co_code[here.tb_lasti]
+        # It holds this frame, whose variable it is.
+        del here
+    code = frame.f_code.co_code
+    return 0 <= at < len(code) and code[at] == raise_statement
