@@ -8,44 +8,62 @@ def room(calls):
         room(calls - 1)
 
 
-try:
-    importlib = __builtins__["__spec__"].loader.create_module.__globals__
-    sys, limit, names = importlib["sys"], 0, None
+names, limit, ends = None, 0, None
+for attempt in range(4):
     try:
-        # Nobody's stack is that deep but in a recursion that runs away, which is a good reason to have a look.
-        room(150)
-    except RecursionError:
-        # When this fails nothing can be called any more, so nothing was changed that could not be undone.
-        room(0)
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(limit + 500)
-    try:
-        if ROUND:
-            names = importlib["_imp"].__dict__.get("_sidewinder " + RESULT)
-        else:
-            names = {"__builtins__": __builtins__, "__name__": "_sidewinder", "importlib": importlib, "sys": sys}
-            names |= {"script": SCRIPT, "result": RESULT, "parts": PARTS}
-        if names is not None:
-            if "stop" not in names:
-                exec(compile(TEXT, "<sidewinder wrapper>", "exec", 0, True), names)
-            names["stop" if ROUND else "_sidewinder"](sys._getframe().f_back, RESULT, ROUND)
-    finally:
-        if limit and sys.getrecursionlimit() == limit + 500:
-            sys.setrecursionlimit(limit)
-except BaseException as error:
-    # Whatever leaves this text is printed on the application's stderr. Nothing is called here that needs a frame.
-    try:
-        if not ROUND and (names is None or not names.get("started")):
-            posix = importlib["sys"].modules["posix"]
-            kind, text = type(error).__name__.encode(), b"sidewinder could not start the script here"
-            fd = posix.open(RESULT, posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC)
+        if attempt == 0:
+            importlib = __builtins__["__spec__"].loader.create_module.__globals__
+            sys = importlib["sys"]
             try:
+                # Nobody's stack is that deep but in a recursion that runs away, which is a good reason to have a look.
+                room(150)
+            except RecursionError:
+                # When this fails nothing can be called any more, so nothing was changed that could not be undone.
+                room(0)
+                limit = sys.getrecursionlimit()
+                sys.setrecursionlimit(limit + 500)
+            if ROUND:
+                names = importlib["_imp"].__dict__.get("_sidewinder " + RESULT, {})
+            else:
+                names = {"__builtins__": __builtins__, "__name__": "_sidewinder", "importlib": importlib, "sys": sys}
+                names |= {"script": SCRIPT, "result": RESULT, "parts": PARTS}
+            if names:
+                if "stop" not in names:
+                    exec(compile(TEXT, "<sidewinder wrapper>", "exec", 0, True), names)
+                names["stop" if ROUND else "_sidewinder"](sys._getframe().f_back, RESULT, ROUND)
+        elif not ROUND:
+            names["conclude"]()
+        if not ROUND:
+            ends = names["last"]()
+    except BaseException as error:
+        # Whatever leaves this text is printed on the application's stderr, and a signal that came is lost.
+        try:
+            if names and "consumed" in names:
+                names["consumed"](error)
+                if attempt < 3:
+                    continue
+            elif not ROUND:
+                # Nothing is called here that needs a frame.
+                posix = importlib["sys"].modules["posix"]
+                kind, text = type(error).__name__.encode(), b"sidewinder could not start the script here"
                 record = b"S" + bytes(8) + b"t" + len(kind).to_bytes(8, "little") + kind
                 record += b"m" + len(text).to_bytes(8, "little") + text + b"F" + bytes(8)
-                posix.write(fd, record)
-            finally:
-                posix.close(fd)
-    except BaseException:
-        pass
-# Nothing is left to the garbage collector, which may be off.
-globals().clear()
+                fd = posix.open(RESULT, posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC)
+                ends = map(posix.write, (fd,), (record,)), map(posix.close, (fd,)), ()
+        except BaseException:
+            pass
+    try:
+        if limit and sys.getrecursionlimit() == limit + 500:
+            sys.setrecursionlimit(limit)
+        # Or the garbage collector, which may be off, had to come.
+        room = None
+        if ends:
+            # The last record, the end of its descriptor, and of all that is the wrapper's. From here on no instruction
+            # looks for signals, up to those of the application: whoever reads the record may send one.
+            [*ends[0], *ends[1], *ends[2]]
+        break
+    except BaseException as error:
+        try:
+            names["consumed"](error)
+        except BaseException:
+            pass

@@ -21,7 +21,7 @@ def raised_by(error):
             number = handled_in(frame, handlers)
             if number is not None:
                 found.append(number)
-            if step.tb_next is None and default and type(error) is KeyboardInterrupt and not raises(frame, step.tb_lasti):
+            if step.tb_next is None and default and type(error) is KeyboardInterrupt and not raised_at(frame, step.tb_lasti):
                 found.append(2)
             step = step.tb_next
     return found
@@ -63,15 +63,33 @@ def handled_in(frame, handlers):
     return None
 
 
-def raises(frame, at):
-    # Whether the instruction is a raise statement. Its number differs from version to version, so it is looked up in
-    # code that has one.
-    try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt as error:
-        here = error.__traceback__
-        raise_statement = here.tb_frame.f_code.co_code[here.tb_lasti]
-        # It holds this frame, whose variable it is.
-        del here
+def raised_at(frame, at):
+    # Whether the instruction raises by itself: a raise statement, or a yield to which somebody threw something. Their
+    # numbers differ from version to version, so they are looked up in code that has them. At the latter a signal may
+    # come as well; one that was none is not to be sent.
     code = frame.f_code.co_code
-    return 0 <= at < len(code) and code[at] == raise_statement
+    at = code[at] if 0 <= at < len(code) else None
+    thrown = raising()
+    next(thrown)
+    # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
+    return at == instruction(next, raising(False)) or (
+        at == instruction(thrown.throw, KeyboardInterrupt) and frame.f_code.co_flags & 0x2A0
+    )
+
+
+def raising(later=True):
+    if later:
+        yield
+    raise KeyboardInterrupt
+
+
+def instruction(call, argument):
+    try:
+        call(argument)
+    except KeyboardInterrupt as error:
+        step = error.__traceback__
+        # It holds this frame, whose variable it is.
+        error.__traceback__ = None
+        while step.tb_next is not None:
+            step = step.tb_next
+        return step.tb_frame.f_code.co_code[step.tb_lasti]

@@ -15,7 +15,7 @@
 #   i  modules imported, one per line                           s  signals consumed, a byte for each number
 #   d  duration, nanoseconds in 8 bytes                         x  told to end, a byte: for which time
 #   h  a signal's number: tripping it ends a blocked script     g  not any longer
-#   F  finished; always the last
+#   F  finished; always the last, with which it is all over
 OURS, NAME = "<sidewinder wrapper>", "<sidewinder>"
 # Of each stream and text this many bytes from its beginning and from its end.
 HEAD, TAIL = 12 << 20, 4 << 20
@@ -42,7 +42,7 @@ asyncio_c, asyncio_events = sys.modules.get("_asyncio"), sys.modules.get("asynci
 pid, thread = posix.getpid(), _thread.get_ident()
 written, started, declined, ended = 0, False, False, False
 failure, signals, codes, loop, release = None, [], (), None, None
-sinks, proxies, absent, namespace, reserve = [], {}, [], {}, None
+sinks, proxies, absent, namespace, reserve, end_fd = [], {}, [], {}, None, None
 
 
 def part(name):
@@ -58,19 +58,10 @@ def put(kind, payload=b""):
     if posix.getpid() != pid:
         return None
     record = kind + len(payload).to_bytes(8, "little") + payload
-    low = []
     try:
-        while True:
-            fd = posix.open(result, posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC)
-            if fd > 2:
-                break
-            # An application that closed these may still write to them.
-            low.append(fd)
+        fd = open_result()
     except OSError:
         return None
-    finally:
-        for number in low:
-            posix.close(number)
     try:
         view = memoryview(record)
         while view:
@@ -82,6 +73,20 @@ def put(kind, payload=b""):
         return None
     finally:
         posix.close(fd)
+
+
+def open_result():
+    low = []
+    try:
+        while True:
+            fd = posix.open(result, posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC)
+            if fd > 2:
+                return fd
+            # An application that closed these may still write to them.
+            low.append(fd)
+    finally:
+        for number in low:
+            posix.close(number)
 
 
 def put_text(kind, text):
@@ -240,7 +245,7 @@ def explain():
         part("errors")
         records = explained(failure)
     except (MemoryError, RecursionError):
-        records = (b"t", type(failure).__name__), (b"m", "its traceback did not fit into what is left of the memory")
+        records = (b"t", type(failure).__name__), (b"m", "no memory was left to say more")
     for kind, text in records:
         put_text(kind, text)
 
@@ -257,37 +262,55 @@ def report():
     new = [name for name in list(sys.modules) if name not in modules and isinstance(name, str)]
     if new:
         put_text(b"i", "\n".join(sorted(new)[:4096]))
-    if signals:
-        put(b"s", bytes(signals))
 
 
 def forget():
     # A function of the script that stays, in a module or a class, would keep the frame and all its callers.
+    global namespace, codes, failure
+    _imp.__dict__.pop("_sidewinder " + result, None)
     for name, value in given.items():
         if namespace.get(name) is value or type(namespace.get(name)) is type(sys._getframe()):
             del namespace[name]
-    _imp.__dict__.pop("_sidewinder " + result, None)
+    given.clear()
+    # What the script leaves to nobody goes now, whatever code that runs.
+    namespace = codes = failure = None
 
 
 def conclude():
-    global ended, failure
+    # Whatever a signal cut short is gone on with, here and when this is called again. The signal would otherwise be lost
+    # to the application as well.
+    global ended, steps, tries
     if posix.getpid() != pid:
         # The script forked: its copy must not go on as a second application.
         posix._exit(0)
-    ended = True
-    if begin():
-        for step in release, restore, flush, explain, wake, report, forget:
-            for _ in range(3):
-                try:
-                    if step is not None:
-                        step()
-                    break
-                except BaseException as error:
-                    # A signal that arrives in here would otherwise be lost to the application as well.
-                    if not consumed(error):
-                        break
-        put(b"F")
-    globals().clear()
+    if not ended:
+        ended, tries = True, 0
+        steps = [release, restore, flush, explain, wake, report, forget] if begin() else [forget]
+    while steps:
+        tries += 1
+        try:
+            if steps[0] is not None:
+                steps[0]()
+        except BaseException as error:
+            if consumed(error) and tries < 20:
+                continue
+        del steps[0]
+
+
+def last():
+    # What is left to do when nothing may come in between any more; it is done by going through these. None while the
+    # script waits.
+    global end_fd
+    if not ended:
+        return None
+    if not started:
+        return (), (), map(dict.clear, (globals(),))
+    words = b"F" + bytes(8)
+    if signals:
+        words = b"s" + len(signals).to_bytes(8, "little") + bytes(signals) + words
+    if end_fd is None:
+        end_fd = open_result()
+    return map(posix.write, (end_fd,), (words,)), map(posix.close, (end_fd,)), map(dict.clear, (globals(),))
 
 
 def consumed(error):

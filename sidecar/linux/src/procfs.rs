@@ -97,6 +97,15 @@ pub struct Status {
     /// Whether the processor keeps the return addresses a second time, on a stack that nobody may write:
     /// <https://docs.kernel.org/arch/x86/shstk.html>.
     pub shadow_stack: bool,
+    /// A bit for each signal that it has a handler for, signal 1 in the lowest.
+    pub caught: u64,
+}
+
+impl Status {
+    /// Whether it has a handler for the signal of this number.
+    pub fn catches(&self, signal: u8) -> bool {
+        matches!(signal, 1..=64) && self.caught >> (signal - 1) & 1 == 1
+    }
 }
 
 /// `/proc/PID/status`. `None` when the lines every kernel prints are not there.
@@ -127,6 +136,7 @@ pub fn status(text: &[u8]) -> Option<Status> {
             "NSpid" => status.ns_pids = numbers.map_while(|n| n.parse().ok()).collect(),
             "CapPrm" => status.permitted = u64::from_str_radix(numbers.next()?, 16).ok()?,
             "CapEff" => status.effective = u64::from_str_radix(numbers.next()?, 16).ok()?,
+            "SigCgt" => status.caught = u64::from_str_radix(numbers.next()?, 16).ok()?,
             "Threads" => status.threads = numbers.next()?.parse().ok()?,
             "x86_Thread_features" => status.shadow_stack = numbers.any(|name| name == "shstk"),
             _ => {}
@@ -314,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_last_of_nspid_is_its_own() {
-        let text = b"Name:\tUid:\t0\nTgid:\t10186\nTracerPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nNSpid:\t10186\t3\nThreads:\t4\nCapPrm:\t00000000a80425fb\nCapEff:\t0000000000080000\n";
+        let text = b"Name:\tUid:\t0\nTgid:\t10186\nTracerPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nNSpid:\t10186\t3\nThreads:\t4\nCapPrm:\t00000000a80425fb\nCapEff:\t0000000000080000\nSigCgt:\t0000000180004002\n";
         let status = status(text).unwrap();
         assert_eq!(
             status,
@@ -329,8 +339,11 @@ mod tests {
                 effective: 1 << 19,
                 threads: 4,
                 shadow_stack: false,
+                caught: 0x1_8000_4002,
             }
         );
+        let caught: Vec<u8> = (0..=u8::MAX).filter(|n| status.catches(*n)).collect();
+        assert_eq!(caught, [2, 15, 32, 33]);
         assert_eq!(super::status(b"Name:\tpython\n"), None);
     }
 

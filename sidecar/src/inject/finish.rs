@@ -58,9 +58,10 @@ impl Run<'_> {
         };
         self.outcome.duration_milliseconds = milliseconds(began.elapsed());
         for signal in self.answer.signals() {
+            // The application never saw it, since its handler raised while the script ran.
             if let Err(error) = self.give_back(carrier, signal) {
                 self.answer.note(&format!(
-                    "{} came while the script ran and could not be sent again: {error}",
+                    "{} came while the script ran and was not sent again: {error}",
                     signal_name(signal)
                 ));
             }
@@ -68,14 +69,16 @@ impl Run<'_> {
         ended
     }
 
-    /// Sends the application a signal that it never saw, since its handler raised while the script ran.
-    fn give_back(&self, carrier: &Carrier, signal: u8) -> std::io::Result<()> {
-        const SIGINT: u8 = 2;
-        if signal == SIGINT {
-            carrier.interrupt(self.process)
-        } else {
-            Err(std::io::ErrorKind::Unsupported.into())
+    /// Sends the application a signal. Not one that it has no handler for any more: it would end the process, as it would
+    /// not have when it came.
+    fn give_back(&self, carrier: &Carrier, signal: u8) -> Result<(), String> {
+        let status = self.process.status().map_err(|e| discover::sentence(&e))?;
+        if !status.catches(signal) {
+            return Err("its handler is gone since".to_owned());
         }
+        carrier
+            .signal(self.process, signal)
+            .map_err(|error| error.to_string())
     }
 
     /// Has a script end that is not to run any longer. Says what came of it.
