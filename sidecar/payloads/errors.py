@@ -30,7 +30,7 @@ def source_line(filename, number, files):
             except (OSError, ValueError):
                 pass
         files[filename] = text
-    return text[number - 1].strip() if number and 0 < number <= len(text) else ""
+    return text[number - 1] if number and 0 < number <= len(text) else ""
 
 
 def trace(error, files, seen, depth):
@@ -79,7 +79,7 @@ def trace_entries(step, files):
             out.append(f"  [{number} frames left out]\n")
             continue
         out.append(f'  File "{code.co_filename}", line {number}, in {code.co_qualname}\n')
-        line = source_line(code.co_filename, number, files)
+        line = source_line(code.co_filename, number, files).strip()
         if line:
             out.append(f"    {line[:400]}\n")
     return out

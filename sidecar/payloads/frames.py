@@ -137,13 +137,19 @@ def task_kinds():
 def all_tasks(kinds):
     # Those of other threads' loops too, which no list of asyncio's has.
     found = [one for one in builtin("gc").get_objects() if kinds and issubclass(type(one), kinds)]
-    return [task for task in found if not task.done()]
+    return [task for task in found if not task.done() and not is_script(task.get_coro())]
+
+
+def is_script(coroutine):
+    code = getattr(coroutine, "cr_code", None)
+    return code is not None and code.co_filename == OURS
 
 
 def task_of(which):
     kinds = task_kinds()
     if which is None:
-        running = running_loop()
+        # A script that awaits has interrupted none: it is one.
+        running = running_loop() if loop is None else None
         which = asyncio_c.current_task(running) if running is not None and asyncio_c is not None else None
         problem = "no task was interrupted"
     else:

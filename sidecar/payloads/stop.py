@@ -4,19 +4,21 @@
 STOPPED = "stopped by sidewinder: it was not to run any longer"
 # Seconds that a script has to undo things (finally, with) after it was first told.
 GRACE = 0.25
-guard, told, handled, own_codes, watched = None, None, None, set(), []
+# The wrapper's functions that call the script's code.
+RUNNING = "execute", "report_value", "_sidewinder"
+guard, told, handled, own_codes, watched = None, {}, None, set(), []
 
 
 def stop(interrupted, _, times):
-    global told, release
+    global release
     if ended or posix.getpid() != pid:
         return
     release = let_go
     put(b"x", bytes([min(times, 255)]))
     nested = script_frame(interrupted) is not None
     if loop is not None:
-        if not nested and told is None:
-            told = time.monotonic()
+        if not nested:
+            told.setdefault(thread, time.monotonic())
         cancel()
     handle()
     watch(interrupted if nested else None, times)
@@ -88,16 +90,18 @@ def watch(frame, times):
 
 
 def end(code, *_):
-    global told
-    if guard is None or not concerned(code):
+    try:
+        if guard is None or not concerned(code):
+            return
+        # What undoes things in the script gets its turn, and what swallows the first does not last.
+        now, here = time.monotonic(), _thread.get_ident()
+        if now - told.setdefault(here, now) < GRACE and told[here] != now:
+            return
+        error = end_of_script()
+    except NameError:
+        # Another thread's script ended meanwhile, and the wrapper's names with it.
         return
-    # What undoes things in the script gets its turn, and what swallows the first does not last.
-    now = time.monotonic()
-    if told is None:
-        told = now
-    elif now - told < GRACE:
-        return
-    raise end_of_script()
+    raise error
 
 
 def concerned(code):
@@ -126,6 +130,10 @@ def started_by_script(frame):
     return id(outermost) in own_codes
 
 
+def own_threads():
+    return [ident for ident, frame in sys._current_frames().items() if ident != thread and started_by_script(frame)]
+
+
 def handle():
     # For a script that is blocked in a call: no signal is sent, but the flag of one that nobody uses is set from outside.
     # Its default action is to do nothing, should it come from elsewhere.
@@ -143,10 +151,12 @@ def handle():
 
 
 def tripped(_, frame):
-    # Not in the midst of the wrapper's own work, and not in the application's.
-    if frame is None or frame.f_globals is globals() or script_frame(frame) is None:
-        return
-    raise end_of_script()
+    # Not in the midst of the wrapper's own work or of another request to end, and not in the application's part of the
+    # thread: only where the first frame of ours among the callers is one that runs the script.
+    while frame is not None and frame.f_code.co_filename != OURS and "ROUND" not in frame.f_code.co_names:
+        frame = frame.f_back
+    if frame is not None and frame.f_globals is globals() and frame.f_code.co_name in RUNNING:
+        raise end_of_script()
 
 
 def let_go():
@@ -157,6 +167,10 @@ def let_go():
         put(b"g")
         if _signal.getsignal(number) is tripped:
             _signal.signal(number, _signal.SIG_DFL)
+    # The threads that the script has started end where they run its code, which they come to when they get a turn.
+    limit = time.monotonic() + 4 * GRACE
+    while guard is not None and time.monotonic() < limit and own_threads():
+        time.sleep(0.002)
     if guard is not None:
         # It takes the events and the callbacks with it.
         tool, guard = guard, None

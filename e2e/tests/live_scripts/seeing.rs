@@ -1,1 +1,487 @@
-//! Soon.
+//! What a script sees of the program, and what is seen of the script.
+
+use serde_json::json;
+
+use super::{BUSY, LOOP, Start, VERSIONS, answer, assert_same, inventory, program, value};
+
+/// Threads and tasks with something to look at.
+const SCENE: &str = r#"
+import asyncio, threading, time
+def holder(release):
+    marker = "in a thread"
+    inner(release)
+def inner(release):
+    depth = 2
+    release.wait()
+class Source:
+    async def __aiter__(self):
+        marker = "in a generator"
+        while True:
+            await asyncio.sleep(3600)
+            yield 1
+    def __await__(self):
+        marker = "in an awaitable"
+        yield from asyncio.sleep(3600).__await__()
+async def read():
+    marker = "in a reader"
+    async for _ in Source(): pass
+async def deep():
+    marker = "in a task"
+    await Source()
+async def spin():
+    marker = "running"
+    while True:
+        spinning()
+        await asyncio.sleep(0)
+def spinning():
+    marker = "called by a task"
+    for _ in range(1000): pass
+async def main():
+    marker = "in main"
+    tasks = [asyncio.create_task(read(), name="reader"), asyncio.create_task(deep(), name="twin"), asyncio.create_task(deep(), name="twin")]
+    await asyncio.sleep(3600)
+release = threading.Event()
+threading.Thread(target=holder, args=(release,), name="holder", daemon=True).start()
+for _ in range(2): threading.Thread(target=holder, args=(release,), name="same name", daemon=True).start()
+def other_loop():
+    asyncio.run(spin())
+threading.Thread(target=other_loop, name="looping", daemon=True).start()
+async def begin():
+    task = asyncio.create_task(main(), name="main")
+    await asyncio.sleep(0.05)
+    print("ready", flush=True)
+    await task
+asyncio.run(begin())
+"#;
+
+#[test]
+fn the_frames_of_threads_and_tasks() {
+    for python in VERSIONS {
+        let target = program(python, SCENE);
+        for (script, expected) in [
+            // The interrupted frame, with its callers.
+            (
+                "frame.f_code.co_name, thread_frame() is frame",
+                "('select', True)",
+            ),
+            (
+                "[f.f_code.co_qualname for f in thread_frames()][:2]",
+                "['<module>', 'run']",
+            ),
+            // By name, by ident, by the kernel's id, as `stacks` shows them.
+            ("thread_frame('holder', 'inner').f_locals['depth']", "2"),
+            (
+                "thread_frame('holder', 'holder').f_locals['marker']",
+                "'in a thread'",
+            ),
+            (
+                "import threading\nt = [t for t in threading.enumerate() if t.name == 'holder'][0]\n\
+              [thread_frame(which, 'inner') is thread_frame('holder', 'inner') for which in (t, t.ident, hex(t.ident), t.native_id, str(t.native_id))]",
+                "[True, True, True, True, True]",
+            ),
+            ("thread_frame('MainThread') is frame", "True"),
+            // Of a task: innermost, by function, all; through generators and awaitables.
+            ("task_frame('main', 'main').f_locals['marker']", "'in main'"),
+            ("task_frame('main').f_code.co_qualname", "'sleep'"),
+            (
+                "[f.f_code.co_qualname for f in task_frames('reader')]",
+                "['read', 'Source.__aiter__', 'sleep']",
+            ),
+            (
+                "task_frame('reader', 'Source.__aiter__').f_locals['marker']",
+                "'in a generator'",
+            ),
+            (
+                "task = [t for t in task_frame('main', 'main').f_locals['tasks'] if t.get_name() == 'twin'][1]\n\
+              [task_frame(which, 'deep') is task.get_coro().cr_frame for which in (task, id(task), hex(id(task)))]",
+                "[True, True, True]",
+            ),
+            (
+                "task = task_frame('main', 'main').f_locals['tasks'][1]\n[f.f_code.co_qualname for f in task_frames(task)]",
+                "['deep', 'Source.__await__', 'sleep']",
+            ),
+            // What is written to a frame's variables is in the function at once.
+            (
+                "f = thread_frame('holder', 'inner')\nf.f_locals['depth'] = 3\nf.f_locals['depth'], thread_frame('holder', 'inner').f_locals['depth']",
+                "(3, 3)",
+            ),
+            (
+                "task_frame('main', 'main').f_globals is frame.f_globals",
+                "False",
+            ),
+            (
+                "thread_frame('holder', 'inner').f_globals['SCENE' if False else 'release'].is_set()",
+                "False",
+            ),
+        ] {
+            assert_eq!(value(&target, script), expected, "{script}");
+        }
+        // A task that runs goes on with what it calls, in another thread's loop too.
+        let script = "import sys, time\nsys.setswitchinterval(1e-5)\nfor _ in range(100_000):\n    names = [f.f_code.co_qualname for f in task_frames('Task-2')]\n    if names[-1] == 'spinning': break\n    time.sleep(0.0001)\nsys.setswitchinterval(0.005)\nnames, task_frame('Task-2', 'spin').f_locals['marker']";
+        let script = script.replace("Task-2", &running_task(&target));
+        assert_eq!(value(&target, &script), "(['spin', 'spinning'], 'running')");
+        for (script, needles) in [
+            (
+                "thread_frame('nobody')",
+                &["no thread is 'nobody'", "MainThread", "holder", "tid "][..],
+            ),
+            (
+                "thread_frame('same name')",
+                &["2 threads are 'same name'", "0x"],
+            ),
+            (
+                "thread_frame('holder', 'nothing')",
+                &[
+                    "thread 'holder' has no frame of 'nothing'; it has",
+                    "holder, inner, Event.wait",
+                ],
+            ),
+            ("thread_frame(1)", &["no thread is 1"]),
+            (
+                "task_frame('nobody')",
+                &["no task is 'nobody'", "reader (read)", "main (main)"],
+            ),
+            (
+                "task_frame('twin')",
+                &["2 tasks are 'twin'", "twin (deep); 0x"],
+            ),
+            (
+                "task_frame()",
+                &["no task was interrupted", "reader (read)"],
+            ),
+            (
+                "task_frame('reader', 'nothing')",
+                &["has no frame of 'nothing'; it has read, Source.__aiter__, sleep"],
+            ),
+        ] {
+            let (_, answer) = target.exec(script, &[]);
+            assert_eq!(
+                answer["exception"]["type"], "LookupError",
+                "{script}: {answer:#}"
+            );
+            let message = answer["exception"]["message"].as_str().unwrap();
+            for needle in needles {
+                assert!(message.contains(needle), "{script}: {message}");
+            }
+            // The wrapper's own frames are not in it.
+            let shown = answer["exception"]["traceback"].as_str().unwrap();
+            assert_eq!(shown.matches("File ").count(), 1, "{shown}");
+        }
+    }
+}
+
+/// The name of the task of the program's other loop.
+fn running_task(target: &super::Target) -> String {
+    let all = value(
+        target,
+        "import gc, asyncio\n[t.get_name() for t in gc.get_objects() if type(t) is asyncio.Task and t.get_coro().__qualname__ == 'spin']",
+    );
+    all.trim_matches(['[', ']', '\'']).to_owned()
+}
+
+#[test]
+fn from_within_a_task_and_a_thread_of_its_own() {
+    for python in VERSIONS {
+        let target = program(python, LOOP);
+        for (script, expected) in [
+            // The task that awaits is not what it looks at.
+            (
+                "import asyncio\nawait asyncio.sleep(0)\nthread_frame().f_code.co_qualname",
+                "'Handle._run'",
+            ),
+            (
+                "import asyncio\nawait asyncio.sleep(0)\ntask_frame('worker-1', 'worker').f_locals['marker']",
+                "'marker 1'",
+            ),
+            (
+                "import threading\nfound = []\nt = threading.Thread(target=lambda: found.append(thread_frame('MainThread') is frame))\nt.start()\nt.join()\nfound",
+                "[True]",
+            ),
+        ] {
+            assert_eq!(value(&target, script), expected, "{script}");
+        }
+        let (_, raised) = target.exec("import asyncio\nawait asyncio.sleep(0)\ntask_frames()", &[]);
+        let message = raised["exception"]["message"].as_str().unwrap();
+        assert!(
+            message.starts_with("no task was interrupted: give") && !message.contains("sidewinder"),
+            "{message}"
+        );
+        let target = program(
+            python,
+            "import asyncio\nasync def main():\n    marker = 1\n    print('ready', flush=True)\n    while True: pass\nasyncio.run(main())",
+        );
+        assert_eq!(
+            value(
+                &target,
+                "task_frame() is frame, task_frame().f_locals['marker'], [f.f_code.co_name for f in task_frames()]"
+            ),
+            "(True, 1, ['main'])"
+        );
+        let (_, blocked) = target.exec(
+            "import asyncio\nawait asyncio.sleep(0)",
+            &["--start", "300ms"],
+        );
+        assert_eq!(blocked["reason"], "TargetBlocked", "{blocked:#}");
+        // Without asyncio and threading, nothing is imported for it.
+        let target = Start {
+            python,
+            program: BUSY,
+            ..Start::default()
+        }
+        .start();
+        let answer = answer(&target, "thread_frame('MainThread') is frame", &[]);
+        assert_eq!(
+            (&answer["value"], &answer["imported"]),
+            (&json!("True"), &json!([])),
+            "{answer:#}"
+        );
+        let (_, answer) = target.exec("task_frame('x')", &[]);
+        assert!(
+            answer["exception"]["message"]
+                .as_str()
+                .unwrap()
+                .ends_with("there are no tasks"),
+            "{answer:#}"
+        );
+    }
+}
+
+#[test]
+fn names_of_a_script_do_not_hold_the_program() {
+    for python in VERSIONS {
+        // A function that stays in the program keeps the names of its script, but not the frames of the program.
+        let target = program(
+            python,
+            "import weakref\nclass Big: pass\ndef work():\n    big = Big()\n    seen.append(weakref.ref(big))\n    while not done: pass\nseen, done, kept = [], [], []\nprint('ready', flush=True)\nwork()\nprint(seen[0]() is None, flush=True)\nwhile True: pass",
+        );
+        value(
+            &target,
+            "here = frame\nwhile frame.f_code.co_name != 'work': frame = frame.f_back\ng = frame.f_globals\ndef stays(): return sorted(k for k in globals() if not k.startswith('__'))\ng['kept'].append(stays)\ndel here\n0",
+        );
+        assert_eq!(
+            value(
+                &target,
+                "frame.f_globals['done'].append(1)\nframe.f_globals['kept'][0]()"
+            ),
+            "['g', 'stays']"
+        );
+        assert_eq!(target.line(), "True");
+    }
+}
+
+#[test]
+fn a_traceback_has_the_lines_of_the_script() {
+    for python in VERSIONS {
+        let target = program(python, BUSY);
+        for (script, ending) in [
+            (
+                "class C:\n    def method(self):\n        return (lambda: [x for x in self.each()])()\n    def each(self):\n        yield 1\n        raise KeyError('é')\nC().method()",
+                "  File \"<sidewinder>\", line 7, in <module>\n    C().method()\n  File \"<sidewinder>\", line 3, in C.method\n    return (lambda: [x for x in self.each()])()\n  \
+                 File \"<sidewinder>\", line 3, in C.method.<locals>.<lambda>\n    return (lambda: [x for x in self.each()])()\n  File \"<sidewinder>\", line 6, in C.each\n    raise KeyError('é')\nKeyError: 'é'\n",
+            ),
+            (
+                "code = 'def f():\\n    1 / 0\\nf()'\nexec(code)",
+                "  File \"<sidewinder>\", line 2, in <module>\n    exec(code)\n  File \"<string>\", line 3, in <module>\n  File \"<string>\", line 2, in f\nZeroDivisionError: division by zero\n",
+            ),
+            (
+                "class C:\n    x = undefined",
+                "line 1, in <module>\n    class C:\n  File \"<sidewinder>\", line 2, in C\n    x = undefined\nNameError: name 'undefined' is not defined\n",
+            ),
+            (
+                "import json\njson.loads('{')",
+                "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)\n",
+            ),
+            (
+                "def f(n): f(n)\nf(1)",
+                "RecursionError: maximum recursion depth exceeded\n",
+            ),
+            ("x = [0] * 10**15", "    x = [0] * 10**15\nMemoryError\n"),
+            (
+                "e = ValueError('a')\ne.add_note('b')\nraise e",
+                "ValueError: a\nb\n",
+            ),
+            (
+                "raise ExceptionGroup('g', [ValueError(1), KeyError(2)])",
+                "  | KeyError: 2\n",
+            ),
+            (
+                "class E(Exception):\n    def __str__(self): 1 / 0\nraise E",
+                "__main__.E: <str() raised ZeroDivisionError>\n",
+            ),
+            (
+                "class E(Exception):\n    __notes__ = property(lambda self: 1 / 0)\nraise E(1)",
+                "[its traceback could not be made: ZeroDivisionError]\n",
+            ),
+            (
+                "if True:\n    x = 1\n  y = 2",
+                "IndentationError: unindent does not match any outer indentation level\n",
+            ),
+            (
+                "def f():\n    await x",
+                "    await x\n    ^^^^^^^\nSyntaxError: 'await' outside async function\n",
+            ),
+            ("return 1", "SyntaxError: 'return' outside function\n"),
+        ] {
+            let (code, answer) = target.exec(script, &[]);
+            let shown = answer["exception"]["traceback"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{script}: {answer:#}"));
+            assert_eq!(code, 1);
+            assert!(shown.ends_with(ending), "{script}: {shown}");
+            assert!(!shown.contains("wrapper>"), "{shown}");
+            assert!(shown.matches("File ").count() <= 200, "{shown}");
+        }
+        // The application's functions have theirs, from its files.
+        let shown = target.exec("import json\njson.loads('{')", &[]).1["exception"]["traceback"]
+            .to_string();
+        assert!(
+            shown.contains("in JSONDecoder.raw_decode\\n    obj, end = self.scan_once(s, idx)"),
+            "{shown}"
+        );
+        assert_eq!(
+            value(
+                &target,
+                "import inspect, json\ninspect.getsource(json.loads).splitlines()[0][:9], inspect.getfile(lambda: 0)"
+            ),
+            "('def loads', '<sidewinder>')",
+        );
+    }
+}
+
+#[test]
+fn imports_stay_and_are_listed() {
+    for python in VERSIONS {
+        let target = program(python, BUSY);
+        let before = inventory(&target);
+        let answer = answer(
+            &target,
+            "import colorsys, html.entities\ncolorsys.__name__",
+            &[],
+        );
+        assert_eq!(
+            answer["imported"],
+            json!(["colorsys", "html", "html.entities"]),
+            "{answer:#}"
+        );
+        assert_eq!(
+            value(&target, "import sys\n'colorsys' in sys.modules"),
+            "True"
+        );
+        assert_same(&target, &before, &["modules", "importers"], "");
+        // A module that could not be imported, and one that is taken out again.
+        let (_, answer) = target.exec(
+            "import cmd, sys\ndel sys.modules['cmd']\nimport no_such_module",
+            &[],
+        );
+        assert_eq!(
+            (&answer["imported"], &answer["exception"]["type"]),
+            (&json!([]), &json!("ModuleNotFoundError")),
+            "{answer:#}"
+        );
+    }
+}
+
+#[test]
+fn what_is_captured_and_what_is_not() {
+    for python in VERSIONS {
+        let target = program(
+            python,
+            "import logging\nlogging.basicConfig(stream=sys.stdout, format='log %(message)s', level=0)\nprint('ready', flush=True)\nwhile True: pass",
+        );
+        let before = inventory(&target);
+        let answer = answer(
+            &target,
+            "import logging, os, sys, threading, traceback, warnings\n\
+             print('printed', end='')\nsys.stdout.write(' written\\n')\nsys.stdout.buffer.write(b'bytes \\xff\\n')\nprint('ué', '\\ud800')\n\
+             print('error', file=sys.stderr)\nwarnings.warn('careful')\n\
+             try: 1 / 0\nexcept Exception: traceback.print_exc()\n\
+             isinstance(sys.stdout, __import__('io').TextIOBase), sys.stdout.encoding, sys.stdout.isatty()",
+            &[],
+        );
+        assert_eq!(
+            answer["stdout"], "printed written\nbytes \u{fffd}\nué \\ud800\n",
+            "{answer:#}"
+        );
+        let stderr = answer["stderr"].as_str().unwrap();
+        assert!(
+            stderr.starts_with("error\n<sidewinder>:7: UserWarning: careful\n"),
+            "{stderr}"
+        );
+        assert!(
+            stderr.ends_with("ZeroDivisionError: division by zero\n"),
+            "{stderr}"
+        );
+        assert_eq!(answer["value"], "(True, 'utf-8', False)");
+        // What goes past sys.stdout is the application's, and so is what comes later.
+        let answer = super::answer(
+            &target,
+            "import logging, os, sys, threading\n\
+             logging.warning('logged')\nos.write(1, b'descriptor\\n')\nsys.__stdout__.write('original\\n')\nsys.__stdout__.flush()\n\
+             t = threading.Thread(target=print, args=('thread',), kwargs={'flush': True})\nt.start()\nt.join()\n\
+             import builtins\nbuiltins.kept = sys.stdout, sys.stdout.buffer\nprint('mine')",
+            &[],
+        );
+        assert_eq!(answer["stdout"], "mine\n", "{answer:#}");
+        for line in ["log logged", "descriptor", "original", "thread"] {
+            assert_eq!(target.line(), line);
+        }
+        // A stream that somebody kept passes everything through when its script has ended.
+        let answer = super::answer(
+            &target,
+            "import builtins\nbuiltins.kept[0].write('kept\\n')\nbuiltins.kept[0].flush()\nbuiltins.kept[1].write(b'kept bytes\\n')\nbuiltins.kept[1].original.flush()\ndel builtins.kept\n0",
+            &[],
+        );
+        assert_eq!(answer["stdout"], "", "{answer:#}");
+        assert_eq!(
+            (target.line(), target.line()),
+            ("kept".to_owned(), "kept bytes".to_owned())
+        );
+        assert_same(&target, &before, &["modules", "importers"], "");
+    }
+}
+
+#[test]
+fn values_as_text_and_as_json() {
+    for python in VERSIONS {
+        let target = program(python, BUSY);
+        for (script, text, json) in [
+            ("None", "None", Some("null")),
+            ("x = 1", "", None),
+            ("[]", "[]", Some("[]")),
+            ("{}", "{}", Some("{}")),
+            (
+                "({'a': [1, 2.5, None, True, 'é\"\\n\\x00']},)",
+                "({'a': [1, 2.5, None, True, 'é\"\\n\\x00']},)",
+                Some("[{\"a\": [1, 2.5, null, true, \"é\\\"\\n\\u0000\"]}]"),
+            ),
+            ("{1: 2}", "{1: 2}", None),
+            ("float('nan')", "nan", None),
+            (
+                "10**30",
+                "1000000000000000000000000000000",
+                Some("1000000000000000000000000000000"),
+            ),
+            ("'\\ud800'", "'\\ud800'", Some("\"\\ud800\"")),
+            ("{1}", "{1}", None),
+            ("a = []\na.append(a)\na", "[[...]]", None),
+            (
+                "class C:\n    def __repr__(self): 1 / 0\nC()",
+                "<__main__.C object whose repr() raised ZeroDivisionError>",
+                None,
+            ),
+            ("class L(list): pass\nL()", "[]", None),
+            ("x = 5\nx if x else 0;", "5", Some("5")),
+        ] {
+            let answer = answer(&target, script, &[]);
+            assert_eq!(
+                answer["value"].as_str().unwrap_or_default(),
+                text,
+                "{script}"
+            );
+            assert_eq!(answer["valueJSON"].as_str(), json, "{script}");
+            if let Some(json) = json.filter(|json| !json.contains("ud800")) {
+                serde_json::from_str::<serde_json::Value>(json).unwrap();
+            }
+        }
+    }
+}
