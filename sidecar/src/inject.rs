@@ -8,6 +8,7 @@ mod payload;
 mod queue;
 mod refused;
 mod result;
+mod stuck;
 mod turn;
 mod wake;
 mod watch;

@@ -4,14 +4,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sidewinder_linux::carrier::{Carrier, Gone};
-use sidewinder_linux::stop::StopError;
-use sidewinder_linux::stopped::Stopped;
-use sidewinder_linux::write::{ArmError, Disarmed, arm};
 use sidewinder_model::{Reason, WakePolicy};
 
 use super::choose::Candidate;
 use super::result::signal_name;
-use super::{ARM_PAUSE, Refusal, Run, milliseconds, pace, payload, refuse, slot};
+use super::{Refusal, Run, milliseconds, pace, payload, refuse, slot};
 use crate::discover;
 
 /// How long a script that is not to run any longer has to end, in all.
@@ -22,6 +19,9 @@ const TIMES: u8 = 3;
 /// How long each time may take until it shows: a quarter of a second for what the script undoes itself, and the rest for
 /// a machine without a free CPU.
 const EACH_TIME: Duration = Duration::from_millis(400);
+/// How long after it was told to end a script's call is made to return, and how long after that once more.
+const FIRST_PUSH: Duration = Duration::from_millis(30);
+const NEXT_PUSH: Duration = Duration::from_millis(150);
 
 impl Run<'_> {
     /// Waits for the end of a script that has started, and has it end when time is up.
@@ -65,6 +65,9 @@ impl Run<'_> {
                     signal_name(signal)
                 ));
             }
+        }
+        if self.answer.finished() {
+            self.hand_over_signals(candidate);
         }
         ended
     }
@@ -141,37 +144,24 @@ impl Run<'_> {
         carrier
             .will_arm(self.process, slot(&candidate.support))
             .map_err(|error| format!("the script's carrier has ended: {error}"))?;
-        let request = loop {
-            let mut let_go = |_: &Stopped<'_>| {};
-            let wake = (self.policy != WakePolicy::Never).then_some(&mut let_go as _);
-            match arm(
-                self.process,
-                candidate.tid,
-                slot(&candidate.support),
-                carrier.script_path(),
-                wake,
-            ) {
-                Ok(armed) => break armed,
-                Err(ArmError::Expired { .. } | ArmError::Stop(StopError::Traced { .. }))
-                    if Instant::now() < until =>
-                {
-                    self.process.wait_exit(ARM_PAUSE);
-                }
-                Err(error) => return Err(discover::sentence(&error)),
-            }
-        };
+        if !self.nest(carrier, candidate, until)? {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let mut push = began + FIRST_PUSH;
         while Instant::now() < until {
             let gone = carrier.wait(self.process, Duration::from_millis(2));
             self.update(carrier.result());
             if gone != Gone::Nobody || self.over() {
                 break;
             }
-        }
-        let (disarmed, paused) = request.disarm(&mut |_| {});
-        self.paused += paused;
-        if let Disarmed::StillArmed(error) = disarmed {
-            self.outcome.disarmed = false;
-            return Err(discover::sentence(&error));
+            // It executes no code of its own that could raise: it waits in a call.
+            if self.policy == WakePolicy::Auto && Instant::now() >= push {
+                push = Instant::now() + NEXT_PUSH;
+                if !self.trip(carrier, candidate) {
+                    self.fail_wait(candidate);
+                }
+            }
         }
         Ok(())
     }

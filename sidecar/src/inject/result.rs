@@ -164,7 +164,6 @@ impl Answer {
 
     /// The signal whose Python handler ends the script in a blocked call of the main thread: setting its `tripped` flag
     /// calls the handler. Only to be believed while the thread is stopped, since the handler goes with the script.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nothing trips it yet"))]
     pub(super) fn handler(&self) -> Option<u8> {
         self.handler
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use sidewinder_decode::native::{Entry, Native};
 use sidewinder_decode::remote_exec::{
-    CALLS_TO_DO, PendingCalls, Queue, Signals, Status, pending_calls,
+    CALLS_TO_DO, PendingCalls, Queue, SIGNALS_PENDING, Signals, Status, pending_calls,
 };
 use sidewinder_decode::{Addr, Mapping, Memory as _, Runtime};
 use sidewinder_linux::registers::{CALL_STACK, Registers};
@@ -155,6 +155,57 @@ impl<'a> Waker<'a> {
         self.tried.queued |= step == Step::QueueCall;
     }
 
+    /// Has a wait of Python's own return, so that it looks for what has come: a signal's handler, for example.
+    pub(super) fn interrupt_wait(&self, stopped: &Stopped<'_>) -> bool {
+        self.own_wait(stopped).is_some_and(|(registers, _)| {
+            stopped
+                .fail_call(&registers, Failure::Interrupted, Vec::new())
+                .is_ok()
+        })
+    }
+
+    /// Has the call fail in which a script waits. Only one of Python's own, which makes an exception of it; a lock is told
+    /// that its time is over, since it takes anything else for a defect and ends the process.
+    pub(super) fn fail_wait(&self, stopped: &Stopped<'_>) -> bool {
+        self.own_wait(stopped).is_some_and(|(registers, name)| {
+            let failure = if name == "futex" {
+                Failure::TimedOut
+            } else {
+                Failure::Cancelled
+            };
+            stopped.fail_call(&registers, failure, Vec::new()).is_ok()
+        })
+    }
+
+    /// The registers of a thread that waits in a call of Python's own without the GIL, and the call's name.
+    fn own_wait(&self, stopped: &Stopped<'_>) -> Option<(Registers, &'static str)> {
+        let prepared = self.prepared.as_ref()?;
+        let registers = stopped.registers()?.resumed(self.wait)?;
+        registers.interrupted()?;
+        let name = registers.call_name()?;
+        let caller = prepared.native.caller(self.process, &registers.unwind())?;
+        let waits_for_gil = name == "futex" && prepared.waits_for_gil(registers.arguments()[0]);
+        (caller.own && !waits_for_gil && !self.attached()).then_some((registers, name))
+    }
+
+    /// Marks a signal as come, which is what its C handler does, and says so to the main thread.
+    pub(super) fn trip(&self, stopped: &Stopped<'_>, signal: u8) -> bool {
+        let signals = self.prepared.as_ref().and_then(|p| p.signals.as_ref());
+        let writes = || {
+            let signals = signals?;
+            let one = 1_i32.to_le_bytes().to_vec();
+            let eval_breaker = self.candidate.support.eval_breaker;
+            let mut events = [0];
+            self.process.read(eval_breaker, &mut events).ok()?;
+            Some(vec![
+                (signals.tripped(signal.into())?, one.clone()),
+                (signals.is_tripped, one),
+                (eval_breaker, vec![events[0] | SIGNALS_PENDING]),
+            ])
+        };
+        writes().is_some_and(|writes| stopped.write(writes).is_ok())
+    }
+
     /// Whether a signal waits for its Python handler.
     pub(super) fn tripped(&self) -> bool {
         self.prepared
@@ -250,6 +301,14 @@ impl<'a> Waker<'a> {
         let mut family = [0; 2];
         self.process.read(Addr(at), &mut family).is_ok() && u16::from_le_bytes(family) == 1
     }
+}
+
+/// Whether a signal has come that the main thread has not handled.
+pub(super) fn signal_waits(process: &Process, runtime: &Runtime) -> bool {
+    let mut word = [0; 4];
+    Signals::locate(process, runtime)
+        .is_some_and(|signals| process.read(signals.is_tripped, &mut word).is_ok())
+        && word != [0; 4]
 }
 
 impl Prepared {

@@ -108,9 +108,8 @@ impl LeftRunning {
                 }
             }
         }
-        for _ in answer.signals() {
-            // `Answer` keeps no other signal than SIGINT.
-            let _ = self.carrier.signal(&self.process, 2);
+        for signal in answer.signals() {
+            let _ = self.carrier.signal(&self.process, signal);
         }
     }
 }
