@@ -80,9 +80,14 @@ impl Sidecar {
 
     /// Runs a script in a target.
     pub(crate) fn exec(&self, target: &Target, script: &str, args: &[&str]) -> Answered {
+        self.exec_in(target.pid, script, args)
+    }
+
+    /// Runs a script in a process.
+    pub(crate) fn exec_in(&self, pid: i32, script: &str, args: &[&str]) -> Answered {
         let mut child = self
             .command()
-            .args(["exec", "--pid", &target.pid.to_string(), "-", "-o", "json"])
+            .args(["exec", "--pid", &pid.to_string(), "-", "-o", "json"])
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -30,7 +30,23 @@ enum Activity {
     OutsideCalls,
 }
 
+/// Most children of one thread that are looked at.
+const MAX_CHILDREN: usize = 1024;
+
 impl Process {
+    /// The processes that one of its threads has forked and that were not waited for; none where the kernel does not say
+    /// (`CONFIG_PROC_CHILDREN`).
+    pub(crate) fn children(&self, tid: u64) -> Vec<i32> {
+        let text = self
+            .proc_file(format!("task/{tid}/children"))
+            .unwrap_or_default();
+        String::from_utf8_lossy(&text)
+            .split_ascii_whitespace()
+            .map_while(|pid| pid.parse().ok())
+            .take(MAX_CHILDREN)
+            .collect()
+    }
+
     /// The kernel ids of its threads, ascending, at most 32768.
     ///
     /// # Errors

@@ -450,6 +450,19 @@ pub fn disarm_stale(process: &Process, slot: RequestSlot) -> Result<bool, Error>
     Ok(taken)
 }
 
+/// Takes a request for the script at `path` back from the processes that its thread has forked: where nobody told Python
+/// of the fork, they have a copy of it. <https://docs.python.org/3/c-api/sys.html#c.PyOS_AfterFork_Child>
+pub fn disarm_copies(process: &Process, tid: u64, slot: RequestSlot, path: &str) {
+    let mut path = path.as_bytes().to_vec();
+    path.push(0);
+    for pid in process.children(tid) {
+        // One that has ended, or runs another program by now, has no request.
+        if let Ok(copy) = Process::open(pid) {
+            let _ = take_back(&Writer::new(&copy), slot, &path);
+        }
+    }
+}
+
 /// How long it is until `deadline`, never negative.
 pub(crate) fn remaining(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())

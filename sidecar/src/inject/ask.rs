@@ -7,7 +7,7 @@ use sidewinder_decode::{OsThread, remote_exec};
 use sidewinder_linux::carrier::Carrier;
 use sidewinder_linux::stop::StopError;
 use sidewinder_linux::stopped::Stopped;
-use sidewinder_linux::write::{ArmError, Armed, Disarmed, arm, disarm_stale};
+use sidewinder_linux::write::{ArmError, Armed, Disarmed, arm, disarm_copies, disarm_stale};
 use sidewinder_model::{Reason, ThreadState, WakePolicy};
 
 use super::choose::Candidate;
@@ -117,13 +117,23 @@ impl Run<'_> {
         self.armed = true;
         let started = self.wait_for_start(carrier, &mut request, waker, began, until);
         self.outcome.wake = waker.wake();
+        let copies = || {
+            disarm_copies(
+                self.process,
+                candidate.tid,
+                slot(thread),
+                carrier.script_path(),
+            );
+        };
         if let Ok(true) = started {
             self.paused += request.accepted();
+            copies();
             self.outcome.started_after_milliseconds = Some(milliseconds(began.elapsed()));
             return Ok(Asked::Started);
         }
         let (disarmed, paused) = request.disarm(&mut |stopped| waker.undo(stopped));
         self.paused += paused;
+        copies();
         match disarmed {
             Disarmed::TakenBack => started.map(|_| Asked::NotInTime),
             Disarmed::Gone => Err(self.exited()),

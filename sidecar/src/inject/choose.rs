@@ -201,6 +201,12 @@ fn chosen(
                     request.interpreter,
                     process.ns_pid()
                 ),
+                _ if !interpreter.threads.is_empty() => format!(
+                    "process {} has none of the threads that its interpreter {} knows: it is a copy that was forked \
+                     without telling Python, so which thread is which cannot be told",
+                    process.ns_pid(),
+                    request.interpreter,
+                ),
                 _ => format!(
                     "interpreter {} of process {} has no thread",
                     request.interpreter,
