@@ -37,6 +37,8 @@ pub const COMPILER: &[Need] = &[
     need("gcc", "gcc"),
     need("/usr/include/stdio.h", "libc6-dev"),
 ];
+/// To trace programs that tests look into.
+pub const TRACERS: &[Need] = &[need("gdb", "gdb"), need("strace", "strace")];
 /// To run the cluster.
 pub const CLUSTER: &[Need] = &[
     need("ip", "iproute2"),

@@ -7,6 +7,7 @@
     reason = "a panic is the report of a test"
 )]
 
+mod debuggers;
 mod forks;
 #[path = "../live/mod.rs"]
 mod live;

@@ -160,16 +160,7 @@ fn attempt(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuard
             pid: process.pid(),
             tracer: i32::try_from(std::process::id()).unwrap_or_default(),
         })?;
-    let status = process.status()?;
-    if status.tracer != 0 {
-        return Err(StopError::Traced {
-            pid: process.pid(),
-            tracer: status.tracer,
-        });
-    }
-    if process.stopped_by_signal()? {
-        return Err(StopError::StoppedBySignal { pid: process.pid() });
-    }
+    left_alone(process)?;
     let (commands, inbox) = channel();
     let shared = Arc::new(Shared::default());
     let in_thread = Arc::clone(&shared);
@@ -187,6 +178,22 @@ fn attempt(process: &Process, tids: &[u64], limit: Duration) -> Result<StopGuard
     };
     guard.hold(process, tids)?;
     Ok(guard)
+}
+
+/// Whether nobody else has the process: no tracer, and no signal that has stopped it.
+///
+/// # Errors
+/// [`StopError::Traced`] and [`StopError::StoppedBySignal`] when somebody has.
+pub(crate) fn left_alone(process: &Process) -> Result<(), StopError> {
+    let pid = process.pid();
+    let tracer = process.status()?.tracer;
+    if tracer != 0 {
+        return Err(traced(pid, tracer));
+    }
+    if process.stopped_by_signal()? {
+        return Err(StopError::StoppedBySignal { pid });
+    }
+    Ok(())
 }
 
 /// Stops every thread of the process, also those started meanwhile, for at most `limit`.
@@ -322,15 +329,21 @@ fn unstoppable(process: &Process, tid: u64) -> StopError {
     }
 }
 
+/// What to say of a process that the thread `tracer` traces, whose process is looked for under its own number.
+fn traced(pid: i32, tracer: i32) -> StopError {
+    let status = std::fs::read(format!("/proc/{tracer}/status")).ok();
+    let tracer = status
+        .and_then(|text| procfs::status(&text))
+        .map_or(tracer, |status| status.tgid);
+    StopError::Traced { pid, tracer }
+}
+
 fn refused(process: &Process, tid: u64, errno: Errno) -> StopError {
     if errno == Errno::EPERM
         && let Some(status) = process.thread_status(tid)
         && status.tracer != 0
     {
-        return StopError::Traced {
-            pid: process.pid(),
-            tracer: status.tracer,
-        };
+        return traced(process.pid(), status.tracer);
     }
     if errno == Errno::EPERM
         && process

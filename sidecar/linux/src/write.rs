@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use rustix::fs::OFlags;
 use sidewinder_decode::Addr;
 
-use crate::stop::{StopError, StopGuard, stop};
+use crate::stop::{StopError, StopGuard, left_alone, stop};
 use crate::stopped::Stopped;
 use crate::{Error, Process};
 
@@ -167,9 +167,11 @@ pub fn arm<'a>(
             limit: slot.path_size.saturating_sub(1),
         });
     }
-    let guard = match &wake {
-        Some(_) => Some(stop(process, &[tid], MAX_STOP)?),
-        None => None,
+    let guard = if wake.is_some() {
+        Some(stop(process, &[tid], MAX_STOP)?)
+    } else {
+        left_alone(process)?;
+        None
     };
     let gone = match &guard {
         Some(guard) => guard.tids().is_empty(),

@@ -150,7 +150,14 @@ impl Run<'_> {
             }
             // It was accepted in the last moment: what it started is answered for.
             Disarmed::Accepted => match started {
-                Err(refusal) if refusal.reason != Reason::Cancelled => Err(refusal),
+                Err(refusal)
+                    if !matches!(
+                        refusal.reason,
+                        Reason::Cancelled | Reason::TargetBusy | Reason::InterpreterFinalizing
+                    ) =>
+                {
+                    Err(refusal)
+                }
                 _ if self.first_sign(carrier, until)? => {
                     self.outcome.started_after_milliseconds = Some(milliseconds(began.elapsed()));
                     Ok(Asked::Started)
@@ -218,6 +225,7 @@ impl Run<'_> {
         until: Instant,
     ) -> Result<bool, Refusal> {
         let mut steps = STEPS.iter().map(|after| began + *after).peekable();
+        let mut traced = None;
         loop {
             self.update(carrier.result());
             if self.answer.started() {
@@ -250,7 +258,7 @@ impl Run<'_> {
             }
             let now = Instant::now();
             if now >= until {
-                return Ok(false);
+                return traced.map_or(Ok(false), |error| Err(stop_refusal(&error)));
             }
             if steps.next_if(|at| now >= *at).is_some() {
                 let step = if self.policy == WakePolicy::Never {
@@ -262,7 +270,8 @@ impl Run<'_> {
                 match step {
                     // In uninterruptible sleep it may yet come back in time, and another sidecar holds it for
                     // milliseconds.
-                    Ok(()) | Err(StopError::Unstoppable { .. } | StopError::Traced { .. }) => {}
+                    Ok(()) | Err(StopError::Unstoppable { .. }) => traced = None,
+                    Err(error @ StopError::Traced { .. }) => traced = Some(error),
                     Err(error) => return Err(stop_refusal(&error)),
                 }
             }
