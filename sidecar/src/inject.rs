@@ -262,6 +262,8 @@ impl Run<'_> {
                     Carrier::start_in_folder(self.process, size(request)),
                     request,
                 )?;
+                // Its result is another one.
+                (self.answer, self.read) = (Answer::default(), 0);
                 let until = self.deadline.min(until.max(Instant::now() + SECOND_WAY));
                 waker = Waker::new(self.process, self.runtime, thread, self.policy);
                 answer = self.ask(carrier, &mut waker, thread, until);
