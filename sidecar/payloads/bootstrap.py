@@ -1,8 +1,9 @@
 # The last part of every text that a target compiles. It compiles the rest under a name of its own, so that frames of it
 # are known for what they are, and calls it.
 #
-# In front of it stand RESULT, the path to append to; TEXT, what to compile; ROUND, 0 for a script, otherwise how often
-# the script was told to end; for a script SCRIPT, its source, and PARTS, what the wrapper compiles when it needs it.
+# In front of it stand RESULT, the path to append to; PID, the process that it is for; TEXT, what to compile; ROUND, 0 for
+# a script, otherwise how often the script was told to end; for a script SCRIPT, its source, and PARTS, what the wrapper
+# compiles when it needs it.
 def room(calls):
     if calls:
         room(calls - 1)
@@ -14,6 +15,11 @@ for attempt in range(4):
         if attempt == 0:
             importlib = __builtins__["__spec__"].loader.create_module.__globals__
             sys = importlib["sys"]
+            posix = sys.modules.get("posix")
+            if posix is not None and posix.getpid() != PID:
+                # A copy of that process, forked while the request waited: C code that forks need not tell Python.
+                room = None
+                break
             try:
                 # Nobody's stack is that deep but in a recursion that runs away, which is a good reason to have a look.
                 room(150)

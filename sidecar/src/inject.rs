@@ -196,7 +196,7 @@ impl Run<'_> {
             .deadline
             .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
         let carrier = Carrier::start(self.process, self.deadline, size(request));
-        let mut carrier = loaded(carrier, request)?;
+        let mut carrier = self.loaded(carrier, request)?;
         let stand_in = match candidates.as_slice() {
             [main] if request.thread == ThreadChoice::Auto && main.siblings > 0 => Some(main.tid),
             _ => None,
@@ -258,7 +258,7 @@ impl Run<'_> {
                 && !carrier.is_in_folder()
                 && carrier.take_away()
             {
-                *carrier = loaded(
+                *carrier = self.loaded(
                     Carrier::start_in_folder(self.process, size(request)),
                     request,
                 )?;
@@ -320,6 +320,31 @@ impl Run<'_> {
         )
     }
 
+    /// A carrier with the text that runs a script.
+    fn loaded(
+        &self,
+        carrier: Result<Carrier, CarrierError>,
+        request: &ExecRequest,
+    ) -> Result<Carrier, Refusal> {
+        let carrier = carrier.map_err(|error| carrier_refusal(&error))?;
+        carrier
+            .load(&payload::text(
+                &request.script,
+                carrier.result_path(),
+                self.process.ns_pid(),
+            ))
+            .map_err(|error| {
+                refuse(
+                    Reason::InternalError,
+                    format!(
+                        "cannot write the script to {}: {error}",
+                        carrier.script_path()
+                    ),
+                )
+            })?;
+        Ok(carrier)
+    }
+
     /// Reads what has been added to the result.
     fn update(&mut self, result: &File) {
         let Ok(size) = result
@@ -350,31 +375,11 @@ impl Run<'_> {
 /// The bytes that a script may take at its place, whose path is not known before.
 fn size(request: &ExecRequest) -> u64 {
     let longest = "x".repeat(MAX_PATH);
-    payload::text(&request.script, &longest).len() as u64
+    payload::text(&request.script, &longest, i32::MAX).len() as u64
 }
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A carrier with the text that runs a script.
-fn loaded(
-    carrier: Result<Carrier, CarrierError>,
-    request: &ExecRequest,
-) -> Result<Carrier, Refusal> {
-    let carrier = carrier.map_err(|error| carrier_refusal(&error))?;
-    carrier
-        .load(&payload::text(&request.script, carrier.result_path()))
-        .map_err(|error| {
-            refuse(
-                Reason::InternalError,
-                format!(
-                    "cannot write the script to {}: {error}",
-                    carrier.script_path()
-                ),
-            )
-        })?;
-    Ok(carrier)
 }
 
 fn carrier_refusal(error: &CarrierError) -> Refusal {

@@ -122,6 +122,7 @@ fn forks_with_a_request(python: Python, fork: &str) {
 
 fn a_request_that_waits_while_its_thread_forks(python: Python) {
     forks_with_a_request(python, "os.fork");
+    forks_with_a_request(python, "library.bare_fork");
 }
 
 fn armed(process: &Process) -> bool {

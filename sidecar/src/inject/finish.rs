@@ -139,7 +139,11 @@ impl Run<'_> {
     ) -> Result<(), String> {
         // The target has read and closed the script's file before it compiled it.
         carrier
-            .load(&payload::stop(carrier.result_path(), times))
+            .load(&payload::stop(
+                carrier.result_path(),
+                self.process.ns_pid(),
+                times,
+            ))
             .map_err(|error| format!("cannot write the memfd: {error}"))?;
         carrier
             .will_arm(self.process, slot(&candidate.support))

@@ -26,7 +26,7 @@ pub(super) const FUNCTION: &str = "_sidewinder";
 
 /// What has the target run a script. It is ASCII but for the bootstrap's own text, and holds no NUL, at which CPython
 /// would cut it.
-pub(super) fn text(script: &str, result_path: &str) -> Vec<u8> {
+pub(super) fn text(script: &str, result_path: &str, pid: i32) -> Vec<u8> {
     let parts: usize = PARTS.iter().map(|(_, part)| part.len()).sum();
     let mut text = String::with_capacity(script.len() * 2 + (WRAPPER.len() + parts) * 2);
     text.push_str("SCRIPT = ");
@@ -39,20 +39,20 @@ pub(super) fn text(script: &str, result_path: &str) -> Vec<u8> {
         text.push_str(", ");
     }
     text.push_str("}\n");
-    with_bootstrap(text, WRAPPER, result_path, 0)
+    with_bootstrap(text, WRAPPER, result_path, pid, 0)
 }
 
 /// What tells the script with that result to end, for the `times`th time: first its own code, then what it called too.
-pub(super) fn stop(result_path: &str, times: u8) -> Vec<u8> {
-    with_bootstrap(String::new(), STOP, result_path, times)
+pub(super) fn stop(result_path: &str, pid: i32, times: u8) -> Vec<u8> {
+    with_bootstrap(String::new(), STOP, result_path, pid, times)
 }
 
-fn with_bootstrap(mut text: String, code: &str, result_path: &str, round: u8) -> Vec<u8> {
+fn with_bootstrap(mut text: String, code: &str, result_path: &str, pid: i32, round: u8) -> Vec<u8> {
     text.push_str("RESULT = ");
     literal(&mut text, result_path.as_bytes());
     text.push_str(".decode()\nTEXT = ");
     literal(&mut text, code.as_bytes());
-    let _ = write!(text, "\nROUND = {round}\n");
+    let _ = write!(text, "\nPID = {pid}\nROUND = {round}\n");
     text.push_str(BOOTSTRAP);
     text.into_bytes()
 }
@@ -82,21 +82,22 @@ mod tests {
 
     #[test]
     fn nothing_in_a_script_ends_its_literal() {
-        let text = String::from_utf8(text("a = '\\'\r\n\0é\"\"\"", "/proc/7/fd/40000")).unwrap();
+        let text =
+            String::from_utf8(text("a = '\\'\r\n\0é\"\"\"", "/proc/7/fd/40000", 17)).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], r#"SCRIPT = b'a = \'\\\'\x0d\n\x00\xc3\xa9"""'"#);
         assert!(lines[1].starts_with("PARTS = {'await': b'# A part") && lines[1].ends_with("', }"));
         assert_eq!(lines[2], "RESULT = b'/proc/7/fd/40000'.decode()");
         assert!(lines[3].starts_with("TEXT = b'# What runs inside a target"));
-        assert_eq!(lines[4], "ROUND = 0");
+        assert_eq!(lines[4..6], ["PID = 17", "ROUND = 0"]);
         assert!(!text.contains('\0'));
     }
 
     #[test]
     fn what_ends_a_script_says_which_and_for_which_time() {
-        let text = String::from_utf8(stop("/proc/7/fd/40000", 2)).unwrap();
+        let text = String::from_utf8(stop("/proc/7/fd/40000", 17, 2)).unwrap();
         assert!(text.starts_with("RESULT = b'/proc/7/fd/40000'.decode()\nTEXT = b'"));
-        assert!(text.contains("\nROUND = 2\n"));
+        assert!(text.contains("\nPID = 17\nROUND = 2\n"));
     }
 
     #[test]
