@@ -11,7 +11,7 @@ pub mod names;
 pub mod v1alpha1;
 
 pub use v1alpha1::{
-    AsyncioFormat, AsyncioSnapshot, AttachMode, AttachedAs, ConfigMapKey, DebugSession,
+    Afterwards, AsyncioFormat, AsyncioSnapshot, AttachMode, AttachedAs, ConfigMapKey, DebugSession,
     DebugSessionSpec, DebugSessionStatus, DisarmState, ExecStatus, LocalsMode, Phase,
     ProcessSelector, Processes, RemoteExec, ResultPart, ResultRef, ScriptException, ScriptSource,
     SelectMode, SessionAction, StacksAction, Target, TargetStatus, ThreadSelector, WakePolicy,

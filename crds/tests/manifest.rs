@@ -144,6 +144,7 @@ fn the_table_shows_the_answer_first_and_the_rest_when_wide() {
 fn the_status_has_every_field_of_an_exec_outcome() {
     let outcome = serde_json::to_value(ExecOutcome {
         stacks: Some(Stacks::default()),
+        watched: true,
         ..ExecOutcome::default()
     })
     .unwrap();
@@ -154,8 +155,10 @@ fn the_status_has_every_field_of_an_exec_outcome() {
     for name in outcome.as_object().unwrap().keys() {
         assert!(fields.get(name).is_some(), "{name}");
     }
+    // What became of it after the session's end is the operator's own.
+    let own = |name: &&String| name.as_str() != "afterwards";
     assert_eq!(
-        fields.as_object().unwrap().len(),
+        fields.as_object().unwrap().keys().filter(own).count(),
         outcome.as_object().unwrap().len()
     );
     serde_json::from_value::<ExecStatus>(outcome).unwrap();

@@ -2,30 +2,55 @@
 
 use std::sync::Arc;
 
-use k8s_controller::events::{Event, EventRecorder, EventType, Reporter};
-use kube::Resource;
+use k8s_controller::events::{Event, EventRecorder, EventType, MAX_NOTE_BYTES, Reporter};
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event as Published;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use kube::{Client, Resource};
 use sidewinder_crds::DebugSession;
 use sidewinder_crds::names::EVENT_CONTROLLER;
 use sidewinder_model::Reason;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::error::{Error, patiently};
+
+/// The `action` of every Event.
+const ACTION: &str = "Debug";
+
+fn with_purpose(session: &DebugSession, note: &str) -> String {
+    match session.spec.reason.as_deref() {
+        Some(why) if !why.is_empty() => format!("{note} (asked for: {why})"),
+        _ => note.to_owned(),
+    }
+}
+
+/// The API server takes no longer note.
+fn within_limit(mut note: String) -> String {
+    note.truncate(note.floor_char_boundary(MAX_NOTE_BYTES));
+    note
+}
+
 /// Publishes in the background, so that no session waits for its Events.
 #[derive(Clone)]
 pub struct Events {
+    client: Client,
     recorder: Arc<EventRecorder>,
     tasks: TaskTracker,
 }
 
 impl Events {
     /// Events in the name of the replica `identity`.
-    pub fn new(client: kube::Client, identity: &str) -> Self {
+    pub fn new(client: Client, identity: &str) -> Self {
         let reporter = Reporter {
             controller: EVENT_CONTROLLER.to_owned(),
             instance: Some(identity.to_owned()),
         };
         Self {
-            recorder: Arc::new(EventRecorder::new(client, reporter)),
+            recorder: Arc::new(EventRecorder::new(client.clone(), reporter)),
+            client,
             tasks: TaskTracker::new(),
         }
     }
@@ -41,10 +66,7 @@ impl Events {
     ) where
         K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
     {
-        let note = match session.spec.reason.as_deref() {
-            Some(why) if !why.is_empty() => format!("{note} (asked for: {why})"),
-            _ => note.to_owned(),
-        };
+        let note = with_purpose(session, note);
         let event = Event {
             type_: if good {
                 EventType::Normal
@@ -52,7 +74,7 @@ impl Events {
                 EventType::Warning
             },
             reason: reason.to_string(),
-            action: "Debug".to_owned(),
+            action: ACTION.to_owned(),
             note: Some(note),
             related: None,
         };
@@ -63,6 +85,50 @@ impl Events {
                 debug!(%error, "an Event could not be published");
             }
         });
+    }
+
+    /// As [`Self::publish`], and once only, whoever does it how often: the Event has this name.
+    ///
+    /// # Errors
+    /// When the API server does not take it.
+    pub async fn publish_once(
+        &self,
+        name: &str,
+        regarding: ObjectReference,
+        session: &DebugSession,
+        reason: Reason,
+        good: bool,
+        note: &str,
+    ) -> Result<(), Error> {
+        let reporter = self.recorder.reporter();
+        let namespace = regarding.namespace.clone().unwrap_or_default();
+        let event = Published {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            action: Some(ACTION.to_owned()),
+            reason: Some(reason.to_string()),
+            note: Some(within_limit(with_purpose(session, note))),
+            type_: Some(if good { "Normal" } else { "Warning" }.to_owned()),
+            event_time: Some(MicroTime(Timestamp::now())),
+            regarding: Some(regarding),
+            reporting_controller: Some(reporter.controller.clone()),
+            reporting_instance: reporter.instance.clone(),
+            ..Published::default()
+        };
+        let api: Api<Published> = Api::namespaced(self.client.clone(), &namespace);
+        let params = PostParams::default();
+        let answer = patiently(
+            || format!("create Event {namespace}/{name}"),
+            || api.create(&params, &event),
+        )
+        .await;
+        match answer {
+            Err(error) if error.code() == Some(409) => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Waits until what was published is out; each Event takes 5 s at most.

@@ -59,6 +59,8 @@ pub struct Metrics {
     pub sessions: Family<Ended, Counter>,
     /// Sessions that are being worked on or wait for it.
     pub active: Gauge<i64, AtomicI64>,
+    /// Ended sessions whose scripts are still running and are watched.
+    pub watched: Gauge<i64, AtomicI64>,
     /// From the creation of a session to its end.
     pub session_duration: Histogram,
     /// How long each step took.
@@ -98,6 +100,12 @@ impl Metrics {
             "sessions_active",
             "Sessions that are being worked on or wait for it",
             active.clone(),
+        );
+        let watched = Gauge::default();
+        registry.register(
+            "sessions_watched",
+            "Sessions that have ended and whose scripts are still running",
+            watched.clone(),
         );
         let session_duration = Histogram::new(exponential_buckets(0.01, 2.0, 20));
         registry.register_with_unit(
@@ -166,6 +174,7 @@ impl Metrics {
             registry: Arc::new(registry),
             sessions,
             active,
+            watched,
             session_duration,
             step_duration,
             pause,

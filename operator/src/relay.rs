@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sidewinder_model::{Outcome, PROTOCOL, Reason, Request, ToAgent, ToOperator};
+use sidewinder_model::{Outcome, PROTOCOL, Reason, Request, ScriptEnd, ToAgent, ToOperator};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -97,6 +97,8 @@ pub enum Reply {
         /// Why, in a sentence.
         message: String,
     },
+    /// A script that outlived it has ended. There may be more of them.
+    ScriptEnded(ScriptEnd),
 }
 
 #[derive(Default)]
@@ -173,6 +175,8 @@ impl Replies {
 
 impl Drop for Replies {
     fn drop(&mut self) {
+        // What is in the table may be the sender of somebody who asked for the same later.
+        self.receiver.close();
         let mut state = self.shared.state();
         if state
             .pending
@@ -307,25 +311,39 @@ impl Agent {
     /// # Errors
     /// When the stream has closed or the request is too large for a message.
     pub async fn ask(&self, request: &Request) -> Result<Replies, RelayError> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let replies = Replies {
-            id: request.id.clone(),
-            receiver,
-            shared: Arc::clone(&self.shared),
-        };
-        {
-            let mut state = self.shared.state();
-            if let Some(error) = &state.closed {
-                return Err(error.clone());
-            }
-            state.pending.insert(request.id.clone(), sender);
-            state.last_used = Some(Instant::now());
-        }
+        let replies = self.replies(&request.id)?;
         self.send(&ToAgent::Run {
             request: request.clone(),
         })
         .await?;
         Ok(replies)
+    }
+
+    /// Asks to be told of the end of scripts that outlived a request.
+    ///
+    /// # Errors
+    /// When the stream has closed.
+    pub async fn watch(&self, id: &str) -> Result<Replies, RelayError> {
+        let replies = self.replies(id)?;
+        self.send(&ToAgent::Watch { id: id.to_owned() }).await?;
+        Ok(replies)
+    }
+
+    /// What is said of a request from now on.
+    fn replies(&self, id: &str) -> Result<Replies, RelayError> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut state = self.shared.state();
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
+        state.pending.insert(id.to_owned(), sender);
+        state.last_used = Some(Instant::now());
+        drop(state);
+        Ok(Replies {
+            id: id.to_owned(),
+            receiver,
+            shared: Arc::clone(&self.shared),
+        })
     }
 
     /// Asks the agent to end a request early.
@@ -461,6 +479,7 @@ async fn receive_all(
                     reason,
                     message,
                 })) => (id, Reply::Refused { reason, message }),
+                Ok(Some(ToOperator::ScriptEnded { id, end })) => (id, Reply::ScriptEnded(end)),
                 Ok(Some(ToOperator::Pong | ToOperator::Unknown | ToOperator::Hello { .. })) => {
                     continue;
                 }
@@ -471,7 +490,7 @@ async fn receive_all(
                 Err(error) => break RelayError::Broken(describe(&error)),
             };
             let mut state = shared.state();
-            let ends = !matches!(reply, Reply::Accepted);
+            let ends = !matches!(reply, Reply::Accepted | Reply::ScriptEnded(_));
             if let Some(sender) = state.pending.get(&id) {
                 // Nobody may be listening any more; the agent keeps the outcome until it is acknowledged.
                 let _ = sender.send(reply);

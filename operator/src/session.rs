@@ -3,6 +3,7 @@
 //! The controller's own reconciler only hands over: it starts a session's task, tells a running task what changed,
 //! and deletes sessions whose time is up. A task lasts until its session's end, so nothing is polled.
 
+pub mod afterwards;
 pub mod apply;
 pub mod drive;
 pub mod observe;
@@ -47,6 +48,10 @@ const MAX_REFUSALS: usize = 4096;
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// After how many failures in a row a session ends with `InternalError`.
 const MAX_FAILURES: u32 = 8;
+/// How many sessions are watched at once whose scripts are still running: each keeps a stream open.
+const MAX_WATCHED: usize = 64;
+/// When a session is looked at again that could not be watched, or whose watch failed.
+const WATCH_AGAIN: Duration = Duration::from_mins(1);
 
 /// What the operator's configuration says about sessions.
 #[derive(Clone, Debug)]
@@ -108,6 +113,8 @@ impl Refusals {
 struct Supervisor<C> {
     context: Arc<Context<C>>,
     running: Mutex<HashMap<String, watch::Sender<Signal>>>,
+    /// Ended sessions whose scripts are still running, by their UID.
+    watched: Mutex<HashMap<String, CancellationToken>>,
     permits: Semaphore,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -157,8 +164,57 @@ impl<C: Connect> Supervisor<C> {
         );
     }
 
+    fn watched(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to wait for the end of scripts that outlived their session; whether somebody does.
+    fn watch_on(self: &Arc<Self>, session: &DebugSession, uid: &str) -> bool {
+        let mut watched = self.watched();
+        if watched.contains_key(uid) {
+            return true;
+        }
+        if watched.len() >= MAX_WATCHED || self.stop.is_cancelled() {
+            return false;
+        }
+        let gone = self.stop.child_token();
+        watched.insert(uid.to_owned(), gone.clone());
+        self.context.metrics.watched.inc();
+        let supervisor = Arc::clone(self);
+        let session = session.clone();
+        let uid = uid.to_owned();
+        let span = info_span!(
+            parent: None,
+            "watch",
+            namespace = session.namespace().unwrap_or_default(),
+            name = session.name_any(),
+            uid,
+            pod = session.spec.target.pod_name,
+        );
+        self.tasks.spawn(
+            async move {
+                tokio::select! {
+                    result = afterwards::watch(&supervisor.context, &session) => if let Err(failed) = result {
+                        supervisor.context.metrics.errors.inc();
+                        warn!(error = %describe(&failed), "a script that is still running cannot be watched");
+                    },
+                    () = gone.cancelled() => debug!("deleted, or left to the next leader"),
+                }
+                supervisor.watched().remove(&uid);
+                supervisor.context.metrics.watched.dec();
+            }
+            .instrument(span),
+        );
+        true
+    }
+
     /// Tells a task that its session was deleted.
     fn deleted(&self, matches: impl Fn(&str) -> bool) {
+        for (uid, gone) in self.watched().iter() {
+            if matches(uid) {
+                gone.cancel();
+            }
+        }
         for (uid, signal) in self.running().iter() {
             if matches(uid) {
                 signal.send_modify(|signal| signal.gone = true);
@@ -271,7 +327,11 @@ impl<C: Connect> Supervisor<C> {
     }
 
     /// What to do with a session that has ended.
-    async fn after_the_end(&self, session: &DebugSession) -> Result<Action, Error> {
+    async fn after_the_end(
+        self: &Arc<Self>,
+        session: &DebugSession,
+        uid: &str,
+    ) -> Result<Action, Error> {
         let status = session.status.clone().unwrap_or_default();
         if status.observed_generation != session.metadata.generation {
             let seen = DebugSessionStatus {
@@ -281,11 +341,20 @@ impl<C: Connect> Supervisor<C> {
             // The write triggers another round; a conflict does, too.
             apply::status(&self.context.client, session, &seen).await?;
         }
-        let Some(kept) = session.spec.ttl_seconds_after_finished else {
-            return Ok(Action::await_change());
+        // A watch that fails, or finds no room, is begun again.
+        let watched = afterwards::is_needed(session).then(|| {
+            self.watch_on(session, uid);
+            WATCH_AGAIN
+        });
+        let again = |left: Option<Duration>| {
+            let soonest = left.into_iter().chain(watched).min();
+            soonest.map_or_else(Action::await_change, Action::requeue)
         };
-        let Some(ended) = &status.completion_time else {
-            return Ok(Action::await_change());
+        let (Some(kept), Some(ended)) = (
+            session.spec.ttl_seconds_after_finished,
+            &status.completion_time,
+        ) else {
+            return Ok(again(None));
         };
         let kept = Duration::from_secs(u64::from(kept.unsigned_abs()));
         let due = plan::after(ended.0, kept);
@@ -294,7 +363,7 @@ impl<C: Connect> Supervisor<C> {
             apply::delete(&self.context.client, session).await?;
             return Ok(Action::await_change());
         }
-        Ok(Action::requeue(left))
+        Ok(again(Some(left)))
     }
 }
 
@@ -323,7 +392,7 @@ async fn reconcile<C: Connect>(
         return Ok(Action::await_change());
     }
     if plan::has_ended(session) {
-        return supervisor.after_the_end(session).await;
+        return supervisor.after_the_end(session, &uid).await;
     }
     supervisor.hand_over(&Arc::new(session.clone()), &uid);
     Ok(Action::await_change())
@@ -360,6 +429,7 @@ async fn deletions<C: Connect>(supervisor: Arc<Supervisor<C>>, namespace: Option
         match event {
             Ok(watcher::Event::Init) => {
                 missing = supervisor.running().keys().cloned().collect();
+                missing.extend(supervisor.watched().keys().cloned());
             }
             Ok(watcher::Event::InitApply(session)) => {
                 missing.remove(&session.uid().unwrap_or_default());
@@ -394,6 +464,7 @@ pub async fn run<C: Connect>(
     let supervisor = Arc::new(Supervisor {
         permits: Semaphore::new(context.settings.max_concurrent.max(1)),
         running: Mutex::default(),
+        watched: Mutex::default(),
         tasks: TaskTracker::new(),
         stop: stop.clone(),
         context,

@@ -1,5 +1,7 @@
 //! An API server in memory, and the objects that tests put into it.
 
+mod agents;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +15,7 @@ use serde_json::{Value, json};
 use sidewinder_crds::DebugSession;
 use tokio::sync::watch;
 
+pub(crate) use self::agents::Agents;
 use crate::inject::SidecarImage;
 
 /// The namespace of every test.

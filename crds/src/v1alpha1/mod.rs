@@ -13,7 +13,7 @@ pub use spec::{
     StacksAction, Target, WakePolicy,
 };
 pub use status::{
-    AttachedAs, DebugSessionStatus, DisarmState, ExecStatus, Phase, ResultPart, ResultRef,
-    ScriptException, TargetStatus,
+    Afterwards, AttachedAs, DebugSessionStatus, DisarmState, ExecStatus, Phase, ResultPart,
+    ResultRef, ScriptException, TargetStatus,
 };
 pub use thread_selector::{InvalidThread, ThreadSelector};

@@ -259,6 +259,15 @@ pub struct ExecStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub still_running: Option<bool>,
 
+    /// True when the sidecar goes on to watch a script that is still running. Until its end the thread takes no other
+    /// script (TargetBusy); the end becomes an Event, and stands in `afterwards`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watched: Option<bool>,
+
+    /// What became of a script that was still running when the session ended. Written once, after the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub afterwards: Option<Afterwards>,
+
     /// Modules that the script imported and that stay imported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub imported: Vec<String>,
@@ -283,6 +292,22 @@ pub struct ExecStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub stacks: Option<Value>,
+}
+
+/// What became of a script that was still running when its session ended.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Afterwards {
+    /// When that was noticed.
+    pub time: Time,
+
+    /// One of the reasons in docs/reasons.md: ScriptEnded when the script has ended.
+    #[serde(default)]
+    pub reason: String,
+
+    /// The reason in a sentence.
+    #[serde(default)]
+    pub message: String,
 }
 
 /// An exception as data.

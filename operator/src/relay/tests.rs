@@ -94,6 +94,7 @@ async fn open() -> (Agent, Peer) {
 fn request(id: &str) -> Request {
     Request {
         id: id.into(),
+        name: None,
         instance: None,
         action: Action::Processes,
         process: None,
@@ -147,6 +148,29 @@ async fn requests_overlap_and_each_gets_its_own_answer() {
         Some(ToAgent::Acknowledge { id: "a".into() })
     );
     assert_eq!(peer.next().await, Some(ToAgent::Cancel { id: "b".into() }));
+}
+
+#[tokio::test]
+async fn ends_of_scripts_are_told_as_long_as_somebody_listens() {
+    let (agent, mut peer) = open().await;
+    let mut replies = agent.watch("a").await.unwrap();
+    assert_eq!(peer.next().await, Some(ToAgent::Watch { id: "a".into() }));
+    for pid in [1, 7] {
+        let end = ScriptEnd {
+            pid,
+            reason: Reason::ScriptEnded,
+            after_milliseconds: 73_000,
+        };
+        peer.send(&ToOperator::ScriptEnded {
+            id: "a".into(),
+            end: end.clone(),
+        })
+        .await;
+        assert_eq!(replies.next().await, Ok(Reply::ScriptEnded(end)));
+    }
+    assert!(agent.is_busy());
+    drop(replies);
+    assert!(!agent.is_busy());
 }
 
 #[tokio::test]

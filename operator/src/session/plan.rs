@@ -6,6 +6,7 @@
 
 mod conclude;
 mod enter;
+mod reach;
 mod request;
 mod resume;
 mod target;
@@ -22,6 +23,7 @@ use sidewinder_model::{Outcome, Reason, Request};
 
 use self::conclude::conclude;
 use self::enter::enter;
+pub use self::reach::{Place, out_of_reach};
 use self::request::ask;
 pub use self::request::{action, timeout};
 use self::resume::{lost_pod, resume};

@@ -64,7 +64,7 @@ impl<C: Connect> Run<'_, C> {
             };
             tokio::select! {
                 reply = replies.next() => match reply {
-                    Ok(Reply::Accepted) => {}
+                    Ok(Reply::Accepted | Reply::ScriptEnded(_)) => {}
                     Ok(Reply::Finished(outcome)) => {
                         self.observed.answer = Some(Answer::Finished(outcome));
                         return Ok(Flow::Continue);

@@ -1,115 +1,20 @@
 //! Whole sessions, against an API server and agents in memory.
 
-use std::sync::{Mutex, MutexGuard};
-
 use http::Method;
 use serde_json::{Value, json};
-use sidewinder_model::{Outcome as Answered, PROTOCOL, Reason, TargetOutcome, ToAgent, ToOperator};
-use tokio::io::AsyncWriteExt as _;
+use sidewinder_model::{Reason, ToAgent};
 
 use super::*;
 use crate::events::Events;
 use crate::metrics::{Metrics, Traffic};
 use crate::relay::pool::Pool;
-use crate::relay::{RelayError, Streams, frame};
 use crate::session::plan::Way;
 use crate::session::result::Sensitive;
 use crate::session::{Refusals, Settings};
-use crate::testing::{FakeApi, pod, session, sidecar};
+use crate::testing::{Agents, FakeApi, pod, session, sidecar};
 
 const POD: &str = "/api/v1/namespaces/shop/pods/web-0";
 const SESSION: &str = "/apis/sidewinder.dev/v1alpha1/namespaces/shop/debugsessions/why";
-
-/// Agents behind relays: every exec reaches the one run of the agent.
-#[derive(Clone)]
-struct Agents {
-    instance: &'static str,
-    /// What each request is answered with; nothing for one that is only accepted.
-    answer: Option<Reason>,
-    heard: Arc<Mutex<Vec<ToAgent>>>,
-    /// How many streams end right after their first request.
-    cuts: Arc<Mutex<u32>>,
-}
-
-impl Agents {
-    fn new(instance: &'static str, answer: Option<Reason>) -> Self {
-        Self {
-            instance,
-            answer,
-            heard: Arc::default(),
-            cuts: Arc::default(),
-        }
-    }
-
-    fn heard(&self) -> MutexGuard<'_, Vec<ToAgent>> {
-        self.heard.lock().unwrap()
-    }
-
-    fn runs(&self) -> Vec<Option<String>> {
-        self.heard()
-            .iter()
-            .filter_map(|message| match message {
-                ToAgent::Run { request } => Some(request.instance.clone()),
-                _ => None,
-            })
-            .collect()
-    }
-}
-
-impl Connect for Agents {
-    async fn connect(&self, _: &Endpoint) -> Result<Streams, RelayError> {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let (stdout, stdin) = tokio::io::split(ours);
-        let (mut from, mut to) = tokio::io::split(theirs);
-        let agents = self.clone();
-        tokio::spawn(async move {
-            while let Ok(Some(message)) = frame::read::<_, ToAgent>(&mut from, |_| ()).await {
-                if !matches!(message, ToAgent::Ping) {
-                    agents.heard().push(message.clone());
-                }
-                let finished = |id: String, reason| ToOperator::Finished {
-                    outcome: Answered {
-                        id,
-                        instance: agents.instance.into(),
-                        targets: vec![TargetOutcome::failed(reason, "")],
-                    }
-                    .into(),
-                };
-                let reply = match message {
-                    ToAgent::Hello { .. } => ToOperator::Hello {
-                        protocol: PROTOCOL,
-                        version: "0.1.0".into(),
-                        instance: agents.instance.into(),
-                    },
-                    ToAgent::Run { request } => {
-                        let mut cuts = agents.cuts.lock().unwrap();
-                        if *cuts > 0 {
-                            *cuts -= 1;
-                            return;
-                        }
-                        match agents.answer {
-                            Some(reason) => finished(request.id, reason),
-                            None => ToOperator::Accepted { id: request.id },
-                        }
-                    }
-                    ToAgent::Cancel { id } => finished(id, Reason::Cancelled),
-                    ToAgent::Ping => ToOperator::Pong,
-                    ToAgent::Acknowledge { .. } | ToAgent::Unknown => continue,
-                };
-                let frame = frame::encode(&reply).unwrap();
-                if to.write_all(&frame).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Streams {
-            stdin: Box::new(stdin),
-            stdout: Box::new(stdout),
-            stderr: Box::new(tokio::io::empty()),
-            guard: Box::new(()),
-        })
-    }
-}
 
 struct World {
     api: FakeApi,
@@ -246,7 +151,7 @@ async fn a_restarted_operator_fetches_the_outcome_from_the_same_run_and_asks_no_
 #[tokio::test]
 async fn a_cut_stream_is_opened_again_and_the_same_request_asked() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
-    *agents.cuts.lock().unwrap() = 1;
+    agents.cut(1);
     let world = world(&agents, &pod(json!({})), &exec());
     assert_eq!(world.drive().await, Outcome::Ended);
     assert_eq!(world.status()["reason"], "Succeeded");

@@ -96,6 +96,7 @@ pub(super) fn ask(
     Step::Ask {
         request: Box::new(Request {
             id: session.uid().unwrap_or_default(),
+            name: Some(session.name_any()),
             instance: instance.map(str::to_owned),
             action,
             process: spec.target.process.as_ref().and_then(|process| {

@@ -208,6 +208,8 @@ fn exec_status(exec: &ExecOutcome, fields: &mut Fields) -> ExecStatus {
         started_after_milliseconds: exec.started_after_milliseconds.map(signed),
         duration_milliseconds: Some(signed(exec.duration_milliseconds)),
         still_running: Some(exec.still_running),
+        watched: exec.watched.then_some(true),
+        afterwards: None,
         imported: names(&exec.imported),
         signals: names(&exec.signals),
         clipped: exec

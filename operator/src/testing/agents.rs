@@ -1,0 +1,145 @@
+//! Agents in memory.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use sidewinder_model::{
+    Outcome as Answered, PROTOCOL, Reason, ScriptEnd, TargetOutcome, ToAgent, ToOperator,
+};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::relay::connect::{Connect, Endpoint};
+use crate::relay::{RelayError, Streams, frame};
+
+/// Agents behind relays: every exec reaches the one run of the agent.
+#[derive(Clone)]
+pub(crate) struct Agents {
+    instance: &'static str,
+    /// What each request is answered with; nothing for one that is only accepted.
+    answer: Option<Reason>,
+    heard: Arc<Mutex<Vec<ToAgent>>>,
+    /// How many streams end right after their first request.
+    cuts: Arc<Mutex<u32>>,
+    /// Scripts that outlived their requests: their ends, or nothing where they are not known of.
+    ends: Arc<Mutex<Option<Vec<ScriptEnd>>>>,
+}
+
+impl Agents {
+    pub(crate) fn new(instance: &'static str, answer: Option<Reason>) -> Self {
+        Self {
+            instance,
+            answer,
+            heard: Arc::default(),
+            cuts: Arc::default(),
+            ends: Arc::default(),
+        }
+    }
+
+    pub(crate) fn heard(&self) -> MutexGuard<'_, Vec<ToAgent>> {
+        self.heard.lock().unwrap()
+    }
+
+    /// Cuts the next streams right after their first request.
+    pub(crate) fn cut(&self, streams: u32) {
+        *self.cuts.lock().unwrap() = streams;
+    }
+
+    /// Whoever watches is told these ends.
+    pub(crate) fn tell(&self, ends: Vec<ScriptEnd>) {
+        *self.ends.lock().unwrap() = Some(ends);
+    }
+
+    /// Whether a stream ends instead of answering.
+    fn cuts(&self) -> bool {
+        let mut cuts = self.cuts.lock().unwrap();
+        let cut = *cuts > 0;
+        *cuts = cuts.saturating_sub(1);
+        cut
+    }
+
+    pub(crate) fn runs(&self) -> Vec<Option<String>> {
+        self.heard()
+            .iter()
+            .filter_map(|message| match message {
+                ToAgent::Run { request } => Some(request.instance.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+impl Connect for Agents {
+    async fn connect(&self, _: &Endpoint) -> Result<Streams, RelayError> {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (stdout, stdin) = tokio::io::split(ours);
+        let (mut from, mut to) = tokio::io::split(theirs);
+        let agents = self.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = frame::read::<_, ToAgent>(&mut from, |_| ()).await {
+                if !matches!(message, ToAgent::Ping) {
+                    agents.heard().push(message.clone());
+                }
+                let finished = |id: String, reason| ToOperator::Finished {
+                    outcome: Answered {
+                        id,
+                        instance: agents.instance.into(),
+                        targets: vec![TargetOutcome::failed(reason, "")],
+                    }
+                    .into(),
+                };
+                let reply = match message {
+                    ToAgent::Hello { .. } => ToOperator::Hello {
+                        protocol: PROTOCOL,
+                        version: "0.1.0".into(),
+                        instance: agents.instance.into(),
+                    },
+                    ToAgent::Run { request } => {
+                        if agents.cuts() {
+                            return;
+                        }
+                        match agents.answer {
+                            Some(reason) => finished(request.id, reason),
+                            None => ToOperator::Accepted { id: request.id },
+                        }
+                    }
+                    ToAgent::Cancel { id } => finished(id, Reason::Cancelled),
+                    ToAgent::Watch { id } => {
+                        if agents.cuts() {
+                            return;
+                        }
+                        let ends = agents.ends.lock().unwrap().clone();
+                        for end in ends.iter().flatten() {
+                            let told = ToOperator::ScriptEnded {
+                                id: id.clone(),
+                                end: end.clone(),
+                            };
+                            let frame = frame::encode(&told).unwrap();
+                            if to.write_all(&frame).await.is_err() {
+                                return;
+                            }
+                        }
+                        if ends.is_some() {
+                            continue;
+                        }
+                        ToOperator::Refused {
+                            id,
+                            reason: Reason::SidecarLost,
+                            message: "it knows of no such script".into(),
+                        }
+                    }
+                    ToAgent::Ping => ToOperator::Pong,
+                    ToAgent::Acknowledge { .. } | ToAgent::Unknown => continue,
+                };
+                let frame = frame::encode(&reply).unwrap();
+                if to.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Streams {
+            stdin: Box::new(stdin),
+            stdout: Box::new(stdout),
+            stderr: Box::new(tokio::io::empty()),
+            guard: Box::new(()),
+        })
+    }
+}
