@@ -1,7 +1,7 @@
 //! One blocked thread, one script, and what became of both.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Write as _;
@@ -256,7 +256,7 @@ impl Case {
             let third = Duration::from_secs_f64(seconds / 3.0);
             sleep(third.saturating_sub(began.elapsed()));
         }
-        let before = target.traces();
+        let before = outside(target, tid);
         self.ask(target, tid, saw);
         let over = began.elapsed();
         let rests = self.state.ends || self.rests(&process, tid).is_some();
@@ -264,10 +264,14 @@ impl Case {
             let thread = process.thread(tid);
             saw.problems.push(format!("it waits no more: {thread:?}"));
         }
-        let after = target.traces();
-        // A thread that waits no more may be gone.
-        if after.armed || rests && !self.state.ends && after != before {
-            saw.problems.push(format!("{before:?} became {after:?}"));
+        let after = outside(target, tid);
+        let mut changed: Vec<&String> = before.symmetric_difference(&after).collect();
+        if !rests || self.state.ends {
+            // It went on, or is gone.
+            changed.retain(|each| each.starts_with("armed"));
+        }
+        if !changed.is_empty() {
+            saw.problems.push(format!("it changed: {changed:?}"));
         }
         folder.release();
         let ended: Ended = serde_json::from_str(&target.line()).unwrap();
@@ -395,6 +399,27 @@ impl Case {
             }
         }
     }
+}
+
+/// What can be seen of a target from outside and must not change, one of its threads' signals among it.
+fn outside(target: &Target, tid: u64) -> BTreeSet<String> {
+    let traces = target.traces();
+    let status = format!("/proc/{}/task/{tid}/status", target.pid);
+    let status = std::fs::read_to_string(status).unwrap_or_default();
+    // Pending, blocked, ignored and caught ones.
+    let signals = status
+        .lines()
+        .filter(|line| line.starts_with("Sig") && !line.starts_with("SigQ"));
+    let fds = traces.fds.iter().map(|fd| format!("fd {fd:?}"));
+    let tids = traces.tids.iter().map(|tid| format!("thread {tid}"));
+    fds.chain(tids)
+        .chain(signals.map(str::to_owned))
+        .chain([
+            format!("tracer {}", traces.tracer),
+            format!("stopped {}", traces.stopped),
+            format!("armed {}", traces.armed),
+        ])
+        .collect()
 }
 
 /// An answer with no other stack than that of the thread.
