@@ -101,12 +101,6 @@ impl State {
         };
         words.split_whitespace().collect()
     }
-
-    /// Whether the script may be kept from running.
-    fn may_not_run(&self, kind: Kind, version: &str) -> bool {
-        let expected = self.expected(kind, version);
-        expected.is_empty() || expected.contains(&"TargetBlocked")
-    }
 }
 
 /// Every state.
@@ -136,27 +130,34 @@ impl Folder {
                 std::fs::copy(file.path(), states.join(file.file_name())).unwrap();
             }
         }
-        let fifos = ["release", "byte"].map(|name| {
-            let path = folder.path().join(name);
-            mkfifo(&path, Mode::S_IRWXU).unwrap();
-            File::options().read(true).write(true).open(path).unwrap()
-        });
+        for name in ["release", "byte", "gate"] {
+            mkfifo(&folder.path().join(name), Mode::S_IRWXU).unwrap();
+        }
         std::fs::write(folder.path().join("word"), [0; 4096]).unwrap();
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let pem = certified.cert.pem() + &certified.signing_key.serialize_pem();
         std::fs::write(folder.path().join("tls.pem"), pem).unwrap();
-        Self {
+        let mut made = Self {
             folder,
-            fifos: fifos.into(),
-        }
+            fifos: Vec::new(),
+        };
+        made.open(&["release", "byte"]);
+        made
     }
 
     fn path(&self) -> &Path {
         self.folder.path()
     }
 
+    fn open(&mut self, names: &[&str]) {
+        let paths = names.iter().map(|name| self.folder.path().join(name));
+        let opened = paths.map(|path| File::options().read(true).write(true).open(path).unwrap());
+        self.fifos.extend(opened);
+    }
+
     /// Ends the wait.
     fn release(&mut self) {
+        self.open(&["gate"]);
         for fifo in &mut self.fifos {
             fifo.write_all(b"x").unwrap();
         }
@@ -241,6 +242,10 @@ impl Case {
         saw
     }
 
+    fn expected(&self) -> Vec<&str> {
+        self.state.expected(self.kind, self.python.version())
+    }
+
     fn with(&self, target: &Target, folder: &mut Folder, saw: &mut Saw) {
         let began = Instant::now();
         let said: Value = serde_json::from_str(&target.line()).unwrap();
@@ -293,10 +298,11 @@ impl Case {
     fn ask(&self, target: &Target, tid: u64, saw: &mut Saw) {
         let asked = tid.to_string();
         // One that may not run is given the less, and its wait has to be there still.
-        let patience = match self.state.seconds {
-            _ if self.state.may_not_run(self.kind, self.python.version()) => "400ms",
-            Some(_) => "1s",
-            None => "3s",
+        let blocks = self.expected().contains(&"TargetBlocked");
+        let patience = if blocks || self.state.seconds.is_some() {
+            "1s"
+        } else {
+            "3s"
         };
         let thread = if self.state.elsewhere { "any" } else { &asked };
         let mut arguments = vec!["--thread", thread, "--start", patience];
@@ -320,7 +326,7 @@ impl Case {
             saw.problems
                 .push(format!("the answer {code}: {}", brief(answer, tid)));
         }
-        let expected = self.state.expected(self.kind, self.python.version());
+        let expected = self.expected();
         if !expected.is_empty() && !expected.contains(&saw.came.as_str()) {
             let came = &saw.came;
             saw.problems

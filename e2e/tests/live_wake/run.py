@@ -4,7 +4,7 @@
     run.py MODULE.STATE main|thread   that state, in the main thread or in another one
 
 The folder of this program holds besides: `release`, a FIFO in which a byte ends the wait; `byte`, another one in which
-a byte appears at the same time; `word`, a file whose first byte becomes 1 then; `stderr`, written here; `tls.pem`.
+a byte appears at the same time; `gate`, a FIFO that nobody has open until then; `word`, a file whose first byte becomes 1 then; `stderr`, written here; `tls.pem`.
 The output: `ready` and what the blocked thread is, then what came of its wait. Nothing of this file is touched by a
 library that replaces functions of others.
 """
@@ -41,15 +41,18 @@ class Run:
         self.state = states.STATES[name]
         self.steps = self.state.function()
         self.release = os.open(f"{states.FOLDER}/release", os.O_RDWR)
+        # For a thread whose wait a stop ends: it stays to answer.
+        self.told = pipe()
         # Bytes come when the wait is over (two, for two threads), and when what was expected of it is known.
         self.over, self.known = pipe(), pipe()
         self.released = self.expected = None
         states.announce = self.announce
 
-    def announce(self):
-        states.waiting.append(get_ident())
+    def announce(self, thread=None):
+        """Says that this thread, or another one, is about to be blocked."""
+        states.waiting.append(thread.ident if thread else get_ident())
         self.began = monotonic()
-        say("ready", json.dumps({"tid": get_native_id()}))
+        say("ready", json.dumps({"tid": thread.native_id if thread else get_native_id()}))
 
     def waits(self, call):
         """The frame that stacks have to show."""
@@ -61,12 +64,15 @@ class Run:
             self.got = type(error)
             self.traceback = traceback.format_exc()
         self.ended = monotonic()
+        if self.state.options.get("ends"):
+            read(self.told[0], 1)
         write(self.over[1], b"xx")
 
     def releases(self):
         """Waits for the test's word."""
         if not self.state.options.get("timed"):
             read(self.release, 1)
+            write(self.told[1], b"x")
         else:
             read(self.over[0], 1)
         self.released = monotonic()

@@ -23,14 +23,15 @@ FOLDER = "/mnt"
 SECONDS = 3
 
 # What is expected, in the main thread and in another one: the `wake` of the answer, or its `reason` when it did not run.
-# Several words are alternatives.
+# Several words are alternatives: the first is what the table shows, the others come where a machine is busy.
 LOCK = ("PendingCall", "InPlace")
 OWN = ("ForcedReturn", "ForcedReturn")
-EPOLL = ("Interrupt", "Interrupt")
+EPOLL = ("Interrupt InPlace", "Interrupt InPlace")
 FOREIGN = ("InPlace", "InPlace")
 NONE = ("None", "None")
 BLOCKED = ("TargetBlocked", "TargetBlocked")
 ELSEWHERE = ("OtherThread", "OtherThread")
+ENDING = ("InPlace None Interrupt ForcedReturn",) * 2
 ANYTHING = ("", "")
 
 # Every state by its name.

@@ -9,7 +9,7 @@ import struct
 import sys
 import time
 
-from states import EPOLL, FOLDER, OWN, SECONDS, state
+from states import EPOLL, FOLDER, FOREIGN, OWN, SECONDS, state
 
 POLL = "poll ppoll"
 SELECT = "select pselect6"
@@ -210,13 +210,24 @@ def splice():
     yield 4, b"data"
 
 
-@state("read", OWN)
-def eventfd():
+# Of these two Python raises EINTR.
+@state("read", FOREIGN)
+def eventfd_read():
     """`os.eventfd_read()`"""
     descriptor = os.eventfd(0)
     yield lambda: os.eventfd_read(descriptor)
     os.eventfd_write(descriptor, 7)
     yield 7
+
+
+@state("write", FOREIGN)
+def eventfd_write():
+    """`os.eventfd_write()` of what it has no room for"""
+    most = 0xFFFF_FFFF_FFFF_FFFE
+    descriptor = os.eventfd(0)
+    os.eventfd_write(descriptor, most)
+    yield lambda: os.eventfd_write(descriptor, 1)
+    yield None if os.eventfd_read(descriptor) == most else "changed"
 
 
 @state("read", OWN, timed=True)

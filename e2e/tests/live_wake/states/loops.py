@@ -10,11 +10,6 @@ import time
 import states
 from states import EPOLL, FOREIGN, LOCK, OWN, SECONDS, state
 
-# libev and libuv do not come back to Python when their wait is disturbed; the loop of gevent's main thread looks for
-# signals, so it does.
-GEVENT = ("Interrupt", "InPlace")
-
-
 def in_loop(coroutine, run=asyncio.run):
     """What runs a coroutine with an event of its own, and what sets that event from another thread."""
     made = []
@@ -202,7 +197,7 @@ def for_hub(do):
     return watcher.send
 
 
-@state("epoll_wait epoll_pwait", GEVENT)
+@state("epoll_wait epoll_pwait", FOREIGN)
 def gevent_idle():
     """gevent, `Event.wait()`"""
     import gevent.event
@@ -219,7 +214,7 @@ def gevent_idle():
     yield True
 
 
-@state("epoll_wait epoll_pwait", GEVENT, timed=True)
+@state("epoll_wait epoll_pwait", FOREIGN, timed=True)
 def gevent_sleep():
     """`gevent.sleep()`"""
     import gevent
@@ -228,7 +223,7 @@ def gevent_sleep():
     yield None
 
 
-@state("epoll_wait epoll_pwait", GEVENT)
+@state("epoll_wait epoll_pwait", FOREIGN)
 def gevent_join():
     """`gevent.joinall()` of greenlets that wait"""
     import gevent.event
@@ -247,7 +242,7 @@ def gevent_join():
     yield [True] * 5
 
 
-@state("epoll_wait epoll_pwait", GEVENT)
+@state("epoll_wait epoll_pwait", FOREIGN)
 def gevent_threadpool():
     """gevent, waiting for its thread pool"""
     import gevent
@@ -276,7 +271,7 @@ def patched():
     gevent.monkey.patch_all()
 
 
-@state("epoll_wait epoll_pwait", GEVENT)
+@state("epoll_wait epoll_pwait", FOREIGN)
 def patched_lock():
     """gevent's patches: `Lock.acquire()`"""
     patched()
@@ -293,7 +288,7 @@ def patched_lock():
     yield True
 
 
-@state("epoll_wait epoll_pwait", GEVENT)
+@state("epoll_wait epoll_pwait", FOREIGN)
 def patched_queue():
     """gevent's patches: `Queue.get()`"""
     patched()
@@ -309,7 +304,7 @@ def patched_queue():
     yield "item"
 
 
-@state("epoll_wait epoll_pwait", GEVENT)
+@state("epoll_wait epoll_pwait", FOREIGN)
 def patched_recv():
     """gevent's patches: `socket.recv()`"""
     patched()
@@ -325,7 +320,7 @@ def patched_recv():
     yield b"data", None
 
 
-@state("epoll_wait epoll_pwait", GEVENT, timed=True)
+@state("epoll_wait epoll_pwait", FOREIGN, timed=True)
 def patched_sleep():
     """gevent's patches: `time.sleep()`"""
     patched()
@@ -333,7 +328,7 @@ def patched_sleep():
     yield None
 
 
-@state("epoll_wait epoll_pwait", GEVENT)
+@state("epoll_wait epoll_pwait", FOREIGN)
 def patched_thread_join():
     """gevent's patches: `Thread.join()`"""
     patched()

@@ -17,7 +17,8 @@ import threading
 import time
 from concurrent import interpreters
 
-from states import BLOCKED, ELSEWHERE, EPOLL, FOLDER, FOREIGN, LOCK, NONE, OWN, SECONDS, state
+import states
+from states import BLOCKED, ELSEWHERE, ENDING, FOLDER, FOREIGN, LOCK, NONE, OWN, SECONDS, background, state
 
 libc = ctypes.CDLL(None, use_errno=True)
 # Its functions are called with the GIL held.
@@ -194,7 +195,7 @@ def flock():
 ENDED = "every stop ends it with EINTR (signal(7))"
 
 
-@state("epoll_wait", EPOLL, ends=True, note=ENDED)
+@state("epoll_wait", ENDING, ends=True, note=ENDED)
 def epoll_wait():
     """C: `epoll_wait()`"""
     end, other_end = os.pipe()
@@ -205,7 +206,7 @@ def epoll_wait():
     yield -1, errno.EINTR
 
 
-@state("semop semtimedop", EPOLL, ends=True, note=ENDED)
+@state("semop semtimedop", ENDING, ends=True, note=ENDED)
 def semop():
     """C: `semop()`"""
     private, remove = 0, 0
@@ -215,7 +216,7 @@ def semop():
     libc.semctl(number, 0, remove)
 
 
-@state("rt_sigtimedwait", EPOLL, ends=True, note=ENDED)
+@state("rt_sigtimedwait", ENDING, ends=True, note=ENDED)
 def sigwaitinfo():
     """C: `sigwaitinfo()`"""
     signals = ctypes.create_string_buffer(128)
@@ -225,7 +226,7 @@ def sigwaitinfo():
     yield -1, errno.EINTR
 
 
-@state("recvfrom", EPOLL, ends=True, note=ENDED)
+@state("recvfrom", ENDING, ends=True, note=ENDED)
 def recv_rcvtimeo():
     """C: `recv()` with `SO_RCVTIMEO`"""
     one, other = socket.socketpair()
@@ -233,6 +234,60 @@ def recv_rcvtimeo():
     data = ctypes.create_string_buffer(10)
     yield lambda: called(libc.recv, one.fileno(), data, 10, 0)
     yield -1, errno.EINTR
+
+
+@state("futex", ("TargetBlocked", ""), kinds=["main"], announces=True, note="the handler could raise where the C code does not expect it")
+def with_a_signal_waiting():
+    """C: `pthread_mutex_lock()`, a signal's Python handler waiting"""
+    mutex = ctypes.create_string_buffer(40)
+    libc.pthread_mutex_lock(mutex)
+    handled = []
+    signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+
+    inside, over = threading.Event(), threading.Event()
+
+    def interrupt(thread):
+        # The GIL comes here when the other thread is in the C code.
+        inside.wait()
+        signal.pthread_kill(thread.ident, signal.SIGUSR1)
+        states.announce(thread)
+        over.wait()
+
+    interrupting = background(interrupt, threading.current_thread())
+
+    def wait():
+        inside.set()
+        result = libc.pthread_mutex_lock(mutex)
+        return result, handled
+
+    yield wait
+    libc.pthread_mutex_unlock(mutex)
+    yield 0, [1]
+    over.set()
+    interrupting.join()
+
+
+@state("futex", ("", "TargetBlocked"), kinds=["thread"], announces=True, note="the stack has less than 128 KiB left")
+def with_a_small_stack():
+    """C: `pthread_mutex_lock()` in a thread with a stack of 64 KiB"""
+    mutex = ctypes.create_string_buffer(40)
+    libc.pthread_mutex_lock(mutex)
+    got = []
+
+    def work():
+        states.announce()
+        got.append(libc.pthread_mutex_lock(mutex))
+
+    def wait():
+        threading.stack_size(65536)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return got
+
+    yield wait
+    libc.pthread_mutex_unlock(mutex)
+    yield [0]
 
 
 @state("futex", LOCK)
@@ -271,7 +326,7 @@ def sqlite_busy():
     yield [(7,)]
 
 
-@state("clock_nanosleep nanosleep", FOREIGN, timed=True)
+@state("clock_nanosleep nanosleep", FOREIGN, timed=True, again=True)
 def sqlite_busy_timed():
     """`sqlite3`: a database that stays locked"""
     holder, waiter = (
@@ -350,6 +405,16 @@ def read_with_the_gil():
     data = ctypes.create_string_buffer(10)
     yield lambda: (called(holding.read, end, data, 10), data.value)
     yield (1, 0), b"x"
+
+
+@state("clone clone3 vfork", BLOCKED, alone=True, note="the thread is in uninterruptible sleep (D) and holds the GIL")
+def spawn():
+    """`os.posix_spawn()` of a child that does not begin"""
+    # The child opens it before it runs its program, and until then its parent stands still.
+    actions = [(os.POSIX_SPAWN_OPEN, 0, f"{FOLDER}/gate", os.O_RDONLY, 0)]
+    yield lambda: os.posix_spawn("/bin/true", ["true"], {}, file_actions=actions) > 0
+    yield True
+    os.wait()
 
 
 @state("", BLOCKED, alone=True, note="it computes in C and holds the GIL")

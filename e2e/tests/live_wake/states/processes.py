@@ -191,7 +191,7 @@ def process_join_timed():
     child.join()
 
 
-@state("futex", OWN)
+@state("futex", LOCK)
 def mp_lock():
     """`multiprocessing.Lock.acquire()`"""
     lock = context.Lock()
@@ -201,7 +201,7 @@ def mp_lock():
     yield True
 
 
-@state("futex", OWN, timed=True)
+@state("futex", LOCK, timed=True)
 def mp_lock_timed():
     """`multiprocessing.Lock.acquire(timeout=…)`"""
     lock = context.Lock()
@@ -210,7 +210,7 @@ def mp_lock_timed():
     yield False
 
 
-@state("futex", OWN)
+@state("futex", LOCK)
 def mp_semaphore():
     """`multiprocessing.Semaphore.acquire()`, released by a child"""
     semaphore, event = context.Semaphore(0), context.Event()
@@ -226,7 +226,7 @@ def mp_semaphore():
     child.join()
 
 
-@state("futex", OWN)
+@state("futex", LOCK)
 def mp_event():
     """`multiprocessing.Event.wait()`"""
     event = context.Event()
@@ -235,7 +235,7 @@ def mp_event():
     yield True
 
 
-@state("futex", OWN, timed=True)
+@state("futex", LOCK, timed=True)
 def mp_event_timed():
     """`multiprocessing.Event.wait(timeout)`"""
     event = context.Event()
@@ -243,7 +243,7 @@ def mp_event_timed():
     yield False
 
 
-@state("futex", OWN)
+@state("futex", LOCK)
 def mp_condition():
     """`multiprocessing.Condition.wait()`"""
     condition = context.Condition()
@@ -258,7 +258,7 @@ def mp_condition():
     yield True
 
 
-@state("futex", OWN)
+@state("futex", LOCK)
 def mp_barrier():
     """`multiprocessing.Barrier.wait()`, with a child"""
     barrier, event = context.Barrier(2), context.Event()
@@ -291,7 +291,7 @@ def mp_queue_timed():
     yield queue.Empty
 
 
-@state("futex", OWN)
+@state("futex", LOCK)
 def mp_queue_put():
     """`multiprocessing.Queue.put()` on a full queue"""
     items = context.Queue(1)

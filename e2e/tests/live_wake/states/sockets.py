@@ -12,6 +12,8 @@ import urllib.request
 from states import FOLDER, FOREIGN, OWN, SECONDS, background, state
 
 INTERRUPT = ("Interrupt", "Interrupt")
+# The call has returned when the thread is looked at.
+CLOSING = ("None Interrupt", "None Interrupt")
 POLL = "poll ppoll"
 
 
@@ -432,6 +434,17 @@ def getaddrinfo():
     answer += question[12:end] + struct.pack(">HHHIH4B", 0xC00C, 1, 1, 60, 4, 192, 0, 2, 7)
     name_server.sendto(answer, client)
     yield "192.0.2.7", 80
+
+
+@state("close", CLOSING, ends=True, note="every stop ends it; what was not sent yet is sent all the same")
+def close_lingering():
+    """`socket.close()` with `SO_LINGER`"""
+    one, other = tcp()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    full = fill(one)
+    yield one.close
+    drain(other, full)
+    yield None
 
 
 @state("recvfrom", OWN)
