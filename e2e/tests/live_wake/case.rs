@@ -304,7 +304,7 @@ impl Case {
         } else {
             "3s"
         };
-        let thread = if self.state.elsewhere { "any" } else { &asked };
+        let thread = if self.state.elsewhere { "auto" } else { &asked };
         let mut arguments = vec!["--thread", thread, "--start", patience];
         arguments.extend(self.state.arguments.iter().map(String::as_str));
         let (code, answer) = target.exec(SCRIPT, &arguments);

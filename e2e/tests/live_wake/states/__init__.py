@@ -76,7 +76,7 @@ def state(calls, expected=ANYTHING, **options):
     ends: a wait that every stop ends, as signal(7) lists them; what it then returns is what is expected.
     alone: it cannot be released from inside the process, or ends when it has computed enough.
     announces: the function calls `announce()` itself, in the thread that has to be blocked, right before.
-    elsewhere: any thread is asked, and this one cannot answer.
+    elsewhere: with `--thread auto`, when it is not this thread that answers.
     at_exit: the wait happens in an exit handler.
     arguments: of the sidecar.
     note: for the table.

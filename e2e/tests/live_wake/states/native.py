@@ -437,15 +437,15 @@ def computing_in_c():
     yield 0
 
 
-@state("clock_nanosleep nanosleep", BLOCKED, timed=True, again=True, elsewhere=True, note=GIL)
-def usleep_with_the_gil_any():
-    """C that holds the GIL: `usleep()`, any thread asked"""
+@state("clock_nanosleep nanosleep", BLOCKED, kinds=["main"], timed=True, again=True, elsewhere=True, note=GIL)
+def usleep_with_the_gil_auto():
+    """C that holds the GIL: `usleep()`, with `thread: Auto`"""
     yield from usleep_with_the_gil.function()
 
 
-@state("", ELSEWHERE, elsewhere=True)
-def computing_in_c_any():
-    """a loop in C without the GIL, any thread asked"""
+@state("", ELSEWHERE, kinds=["main"], elsewhere=True)
+def computing_in_c_auto():
+    """a loop in C without the GIL, with `thread: Auto`"""
     yield from computing_in_c.function()
 
 
