@@ -27,6 +27,8 @@ SECONDS = 3
 LOCK = ("PendingCall", "InPlace")
 OWN = ("ForcedReturn", "ForcedReturn")
 EPOLL = ("Interrupt InPlace", "Interrupt InPlace")
+# The stop ends the call with what was done by then.
+PARTLY = ("Interrupt ForcedReturn", "Interrupt ForcedReturn")
 FOREIGN = ("InPlace", "InPlace")
 NONE = ("None", "None")
 BLOCKED = ("TargetBlocked", "TargetBlocked")

@@ -9,7 +9,7 @@ import struct
 import sys
 import time
 
-from states import EPOLL, FOLDER, FOREIGN, OWN, SECONDS, state
+from states import EPOLL, FOLDER, FOREIGN, OWN, PARTLY, SECONDS, state
 
 POLL = "poll ppoll"
 SELECT = "select pselect6"
@@ -51,7 +51,7 @@ def pipe_write():
     yield 4
 
 
-@state("write", ("Interrupt", "Interrupt"))
+@state("write", PARTLY)
 def pipe_write_partly():
     """`BufferedWriter.write()` into a pipe, part already written"""
     end, other_end = os.pipe()

@@ -9,9 +9,8 @@ import struct
 import threading
 import urllib.request
 
-from states import FOLDER, FOREIGN, OWN, SECONDS, background, state
+from states import EPOLL, FOLDER, FOREIGN, OWN, PARTLY, SECONDS, background, state
 
-INTERRUPT = ("Interrupt", "Interrupt")
 # The call has returned when the thread is looked at.
 CLOSING = ("None Interrupt", "None Interrupt")
 POLL = "poll ppoll"
@@ -88,7 +87,7 @@ def recv_with_timeout_answered():
     yield b"data"
 
 
-@state("recvfrom", INTERRUPT, timed=True, again=True, note="the kernel ends it at every stop, and Python waits again for the whole time")
+@state("recvfrom", EPOLL, timed=True, again=True, note="the kernel ends it at every stop, and Python waits again for the whole time")
 def recv_rcvtimeo():
     """`socket.recv()` with `SO_RCVTIMEO`"""
     one, other = tcp()
@@ -113,7 +112,7 @@ def recv_into():
     yield b"sixtee"
 
 
-@state("recvfrom", INTERRUPT)
+@state("recvfrom", PARTLY)
 def recv_partly_there():
     """`socket.recv()` with `MSG_WAITALL`, part already there"""
     one, other = tcp()
@@ -267,7 +266,7 @@ def send():
     yield 4
 
 
-@state("sendto", INTERRUPT)
+@state("sendto", PARTLY)
 def sendall():
     """`socket.sendall()`, part already sent"""
     one, other = socket.socketpair()
