@@ -36,6 +36,8 @@ const COPIES: u32 = 2;
 const ROUNDS: u32 = 8;
 /// How often a target that cannot be stopped is read in the hope that it does not run meanwhile.
 const VERIFIED_READS: u32 = 5;
+/// How often a thread that does not stop is waited for: in uninterruptible sleep it may be for good.
+const UNSTOPPABLE: u32 = 2;
 
 /// What was read, and what it cost the target.
 #[derive(Debug)]
@@ -227,6 +229,7 @@ pub fn capture<T>(
         stops: 0,
     };
     let mut failure = None;
+    let mut unstoppable = 0;
     for attempt in 0..ATTEMPTS + ATTEMPTS_OF_ALL {
         let threads = process.threads()?;
         let hold = if runtime.free_threaded() || attempt >= ATTEMPTS || Instant::now() >= deadline {
@@ -260,7 +263,13 @@ pub fn capture<T>(
             Attempt::Done(capture) => return Ok(capture),
             Attempt::Again => {}
             // It may have let go of the GIL before it went to sleep, or wake in time for the next attempt.
-            Attempt::NotStopped(error @ StopError::Unstoppable { .. }) => failure = Some(error),
+            Attempt::NotStopped(error @ StopError::Unstoppable { .. }) => {
+                failure = Some(error);
+                unstoppable += 1;
+                if unstoppable == UNSTOPPABLE {
+                    break;
+                }
+            }
             Attempt::NotStopped(error) => return reader.not_stopped(error, &mut read),
         }
     }

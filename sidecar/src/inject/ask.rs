@@ -25,9 +25,11 @@ pub(super) const STEPS: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(4),
 ];
+/// How long a thread that was let go may take to be back in its wait, so that the stacks show that.
+const SETTLE: Duration = Duration::from_millis(100);
 /// How often a thread is held to write a request. On a machine without a free CPU the sidecar, which counts for little
 /// in the scheduler, may not get its turn before the thread has to be let go; nothing is armed then.
-const ARM_ATTEMPTS: u32 = 3;
+const ARM_ATTEMPTS: u32 = 10;
 /// Between a thread's accepting a request and the script's first sign of life lie an audit event, the opening and the
 /// compilation of the file, and whatever else holds the GIL meanwhile.
 const FIRST_SIGN: Duration = Duration::from_secs(2);
@@ -135,7 +137,10 @@ impl Run<'_> {
         self.paused += paused;
         copies();
         match disarmed {
-            Disarmed::TakenBack => started.map(|_| Asked::NotInTime),
+            Disarmed::TakenBack => {
+                self.settle(candidate.tid);
+                started.map(|_| Asked::NotInTime)
+            }
             Disarmed::Gone => Err(self.exited()),
             Disarmed::StillArmed(error) => {
                 self.outcome.disarmed = false;
@@ -165,6 +170,16 @@ impl Run<'_> {
                 Err(refusal) => Err(refusal),
                 Ok(_) => Err(self.refused(carrier, candidate.interpreter)),
             },
+        }
+    }
+
+    /// Waits until a thread that was held is in its wait again, if it waits.
+    fn settle(&self, tid: u64) {
+        let until = Instant::now() + SETTLE;
+        while Instant::now() < until && !self.process.off_cpu(tid) {
+            if self.process.wait_exit(Duration::from_millis(1)) {
+                return;
+            }
         }
     }
 

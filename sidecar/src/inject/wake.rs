@@ -147,7 +147,7 @@ impl<'a> Waker<'a> {
         }
         self.obstacle = None;
         match step {
-            Step::LetGo if !blocked => {}
+            Step::LetGo if !blocked && !self.returned(&registers) => {}
             Step::Cannot(obstacle) => self.obstacle = Some((obstacle, registers.call_name())),
             _ => self.wake = step.wake(),
         }
@@ -204,6 +204,11 @@ impl<'a> Waker<'a> {
             ])
         };
         writes().is_some_and(|writes| stopped.write(writes).is_ok())
+    }
+
+    /// Whether the stop has ended its wait with what was done by then: part of what is to be sent, for example.
+    fn returned(&self, registers: &Registers) -> bool {
+        registers.interrupted().is_none() && registers.call().is_some() && self.wait.is_some()
     }
 
     /// Whether a signal waits for its Python handler.
@@ -276,10 +281,12 @@ impl<'a> Waker<'a> {
                 .map(|caller| caller.own),
             for_gil: name == "futex" && prepared.waits_for_gil(registers.arguments()[0]),
             unix_connect: name == "connect" && self.unix_address(registers.arguments()[1]),
+            eventfd: matches!(name, "read" | "write") && self.eventfd(registers.arguments()[0]),
         });
         step(&Seen {
             policy: self.policy,
             call,
+            returned: self.returned(registers),
             attached: self.attached(),
             main: self.candidate.is_main(),
             tripped: self.tripped(),
@@ -294,6 +301,12 @@ impl<'a> Waker<'a> {
             not_in_place: prepared.not_in_place(registers),
             tried: self.tried,
         })
+    }
+
+    /// Whether a descriptor of the target is an eventfd.
+    fn eventfd(&self, fd: u64) -> bool {
+        std::fs::read_link(format!("/proc/{}/fd/{fd}", self.process.pid()))
+            .is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]")
     }
 
     /// Whether a `struct sockaddr` of the target is that of a Unix socket.

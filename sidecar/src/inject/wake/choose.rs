@@ -21,6 +21,8 @@ pub(super) struct Seen<'a> {
     pub(super) policy: WakePolicy,
     /// The system call that the stop interrupted; `None` when the thread runs, or its call is done.
     pub(super) call: Option<Call<'a>>,
+    /// The stop has ended its system call, which returns what it has done.
+    pub(super) returned: bool,
     /// One of its thread states has the GIL.
     pub(super) attached: bool,
     /// It is the main thread of the main interpreter, the only one that runs pending calls and signal handlers.
@@ -49,6 +51,8 @@ pub(super) struct Call<'a> {
     pub(super) for_gil: bool,
     /// `connect` on a Unix socket, after which Python takes `EINTR` for success.
     pub(super) unix_connect: bool,
+    /// On an eventfd: `os.eventfd_read` and `os.eventfd_write` raise `InterruptedError`.
+    pub(super) eventfd: bool,
 }
 
 /// What was done for a request.
@@ -131,7 +135,7 @@ impl fmt::Display for Obstacle {
 pub(super) fn step(seen: &Seen<'_>) -> Step {
     let Some(call) = seen.call else {
         // With the GIL it runs Python code, and comes by.
-        return if seen.attached {
+        return if seen.attached || seen.returned {
             Step::LetGo
         } else {
             Step::Cannot(Obstacle::Computes)
@@ -161,9 +165,11 @@ pub(super) fn step(seen: &Seen<'_>) -> Step {
                 if futex && seen.main && seen.queue && !seen.tried.queued {
                     return Step::QueueCall;
                 }
-                // pause and sigsuspend return to the application when they are interrupted.
-                let returns_to_application =
-                    call.unix_connect || matches!(call.name, "pause" | "rt_sigsuspend");
+                // pause and sigsuspend return to the application when they are interrupted; fcntl.ioctl and termios
+                // raise.
+                let returns_to_application = call.unix_connect
+                    || call.eventfd
+                    || matches!(call.name, "pause" | "rt_sigsuspend" | "ioctl");
                 if !futex && !returns_to_application && !seen.tried.forced {
                     return Step::ForceReturn;
                 }
@@ -198,7 +204,9 @@ mod tests {
                 own,
                 for_gil: false,
                 unix_connect: false,
+                eventfd: false,
             }),
+            returned: false,
             attached: false,
             main: true,
             tripped: false,
@@ -261,6 +269,26 @@ mod tests {
             ..call
         });
         assert_eq!(step(&seen), Step::InPlace(Resume::Again));
+    }
+
+    #[test]
+    fn python_raises_what_interrupts_an_eventfd() {
+        let mut seen = blocked("read", Restarts, Some(true));
+        seen.call = seen.call.map(|call| Call {
+            eventfd: true,
+            ..call
+        });
+        assert_eq!(step(&seen), Step::InPlace(Resume::Again));
+    }
+
+    #[test]
+    fn a_call_that_the_stop_has_ended_needs_no_more() {
+        let seen = Seen {
+            call: None,
+            returned: true,
+            ..blocked("sendto", Restarts, Some(true))
+        };
+        assert_eq!(step(&seen), Step::LetGo);
     }
 
     #[test]
