@@ -222,6 +222,12 @@ impl Process {
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
+    /// Whether a descriptor of it is an eventfd.
+    pub fn is_eventfd(&self, fd: u64) -> bool {
+        self.readlink(format!("fd/{fd}"))
+            .is_ok_and(|link| link == "anon_inode:[eventfd]")
+    }
+
     /// The names in one of the folders of `/proc/PID` that are numbers, at most `limit`.
     pub(crate) fn numbers(&self, path: &str, limit: usize) -> io::Result<Vec<u64>> {
         let dir = self.openat(path, OFlags::RDONLY | OFlags::DIRECTORY)?;

@@ -281,7 +281,8 @@ impl<'a> Waker<'a> {
                 .map(|caller| caller.own),
             for_gil: name == "futex" && prepared.waits_for_gil(registers.arguments()[0]),
             unix_connect: name == "connect" && self.unix_address(registers.arguments()[1]),
-            eventfd: matches!(name, "read" | "write") && self.eventfd(registers.arguments()[0]),
+            eventfd: matches!(name, "read" | "write")
+                && self.process.is_eventfd(registers.arguments()[0]),
         });
         step(&Seen {
             policy: self.policy,
@@ -301,12 +302,6 @@ impl<'a> Waker<'a> {
             not_in_place: prepared.not_in_place(registers),
             tried: self.tried,
         })
-    }
-
-    /// Whether a descriptor of the target is an eventfd.
-    fn eventfd(&self, fd: u64) -> bool {
-        std::fs::read_link(format!("/proc/{}/fd/{fd}", self.process.pid()))
-            .is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]")
     }
 
     /// Whether a `struct sockaddr` of the target is that of a Unix socket.
