@@ -138,9 +138,7 @@ def handle():
     # For a script that is blocked in a call: no signal is sent, but the flag of one that nobody uses is set from outside.
     # Its default action is to do nothing, should it come from elsewhere.
     global handled
-    if handled is not None or _signal is None:
-        return
-    if thread != _thread._get_main_thread_ident() or _thread.get_ident() != thread or not _thread._is_main_interpreter():
+    if handled is not None or _signal is None or not in_main or _thread.get_ident() != thread:
         return
     for number in (_signal.SIGURG, _signal.SIGWINCH):
         if _signal.getsignal(number) == _signal.SIG_DFL:

@@ -115,4 +115,4 @@ class Proxy:
         return repr(chosen(self))
 
 
-Sink.proxy, Sink.source = Proxy, source
+Sink.proxy, Sink.source, Sink.contextvars = Proxy, source, None

@@ -35,13 +35,14 @@ def builtin(name):
 
 _imp, _thread = importlib["_imp"], importlib["_thread"]
 posix, time, _io = builtin("posix"), builtin("time"), builtin("_io")
-contextvars = builtin("_contextvars")
 # Never made anew: that would take the handlers of all signals away.
 _signal = sys.modules.get("_signal")
 asyncio_c, asyncio_events = sys.modules.get("_asyncio"), sys.modules.get("asyncio.events")
 pid, thread = posix.getpid(), _thread.get_ident()
+# Where signal handlers run.
+in_main = thread == _thread._get_main_thread_ident() and _thread._is_main_interpreter()
 written, started, declined, ended = 0, False, False, False
-failure, signals, codes, loop, release = None, [], (), None, None
+failure, signals, codes, loop, release, contextvars = None, [], (), None, None, None
 sinks, proxies, absent, namespace, reserve, end_fd = [], {}, [], {}, None, None
 
 
@@ -140,8 +141,10 @@ def begin():
 
 
 def capture():
-    global variable
+    global variable, contextvars
     sink = streams()
+    # Made once, where it has to be made: a module is a circle.
+    contextvars = sink.contextvars = sys.modules.get("_contextvars") or sink.contextvars or builtin("_contextvars")
     if contextvars is not None:
         variable = contextvars.ContextVar("sidewinder")
     else:
@@ -236,10 +239,8 @@ def flush():
 
 
 def explain():
-    global reserve
     if failure is None:
         return
-    reserve = None
     consumed(failure)
     try:
         part("errors")
@@ -264,37 +265,76 @@ def report():
         put_text(b"i", "\n".join(sorted(new)[:4096]))
 
 
-def forget():
+def take_names():
     # A function of the script that stays, in a module or a class, would keep the frame and all its callers.
-    global namespace, codes, failure
-    _imp.__dict__.pop("_sidewinder " + result, None)
     for name, value in given.items():
         if namespace.get(name) is value or type(namespace.get(name)) is type(sys._getframe()):
             del namespace[name]
     given.clear()
+
+
+def forget():
     # What the script leaves to nobody goes now, whatever code that runs.
-    namespace = codes = failure = None
+    global namespace, codes, failure
+    codes = failure = None
+    # Functions and their globals are a circle, which nobody might collect. Where it has no more references than one that
+    # nobody else can know, nobody else knows it.
+    names, namespace, known = namespace, None, {}
+    exec("def function(): pass", known)
+    held, most = references(names), references(known)
+    known.clear()
+    if held[0] <= most[0] and held[1] <= most[1]:
+        names.clear()
+
+
+def references(names):
+    # Of the function that has the most, and of the names without those by these functions.
+    kind = type(references)
+    functions = [one for one in names.values() if type(one) is kind and one.__globals__ is names]
+    return max([sys.getrefcount(one) for one in functions], default=0), sys.getrefcount(names) - len(functions)
+
+
+def unregister():
+    _imp.__dict__.pop("_sidewinder " + result, None)
 
 
 def conclude():
     # Whatever a signal cut short is gone on with, here and when this is called again. The signal would otherwise be lost
-    # to the application as well.
-    global ended, steps, tries
+    # to the application as well. What found no memory is tried again when the script's is free.
+    global ended, steps, tries, reserve
+    reserve = None
     if posix.getpid() != pid:
         # The script forked: its copy must not go on as a second application.
         posix._exit(0)
     if not ended:
         ended, tries = True, 0
-        steps = [release, restore, flush, explain, wake, report, forget] if begin() else [forget]
+        steps = [release, restore, flush, explain, wake, report] if begin() else []
+        steps += take_names, forget, unregister
     while steps:
         tries += 1
+        step = steps[0]
         try:
-            if steps[0] is not None:
-                steps[0]()
+            if step is not None:
+                step()
         except BaseException as error:
-            if consumed(error) and tries < 20:
+            if tries < 20 and consumed(error):
                 continue
+            if tries < 20 and isinstance(error, MemoryError):
+                steps.append(step)
         del steps[0]
+
+
+def consumed(error):
+    # Notes the signals whose handlers raised this; whether there are any.
+    if isinstance(error, MemoryError) or _signal is None or not in_main:
+        return False
+    try:
+        part("signals")
+        found = raised_by(error)
+        signals.extend(number for number in found if number not in signals)
+        return bool(found)
+    except BaseException:
+        return False
 
 
 def last():
@@ -313,19 +353,6 @@ def last():
     return map(posix.write, (end_fd,), (words,)), map(posix.close, (end_fd,)), map(dict.clear, (globals(),))
 
 
-def consumed(error):
-    # Notes the signals whose handlers raised this; whether there are any.
-    if _signal is None or thread != _thread._get_main_thread_ident() or not _thread._is_main_interpreter():
-        return False
-    try:
-        part("signals")
-        found = raised_by(error)
-        signals.extend(number for number in found if number not in signals)
-        return bool(found)
-    except BaseException:
-        return False
-
-
 HELPERS = "frame", "thread_frame", "thread_frames", "task_frame", "task_frames"
 given = {name: helper(name) for name in HELPERS[1:]}
 
@@ -338,8 +365,8 @@ def _sidewinder(interrupted, result, _):
         given["frame"] = interrupted
         namespace = {"__name__": "__main__", "__builtins__": sys.modules.get("builtins", __builtins__), "__doc__": None}
         namespace |= given
-        # For the case that there is no memory at the end.
-        reserve = bytearray(2 << 20)
+        # For the case that there is no memory at the end: of Python's own small pieces, and of the C library's.
+        reserve = [bytes(480) for _ in range(1000)], bytearray(1 << 20)
         codes = compiled()
         if any(code.co_flags & COROUTINE for code in codes):
             part("await")

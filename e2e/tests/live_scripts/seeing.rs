@@ -120,6 +120,13 @@ fn the_frames_of_threads_and_tasks() {
         let script = "import sys, time\nsys.setswitchinterval(1e-5)\nfor _ in range(100_000):\n    names = [f.f_code.co_qualname for f in task_frames('Task-2')]\n    if names[-1] == 'spinning': break\n    time.sleep(0.0001)\nsys.setswitchinterval(0.005)\nnames, task_frame('Task-2', 'spin').f_locals['marker']";
         let script = script.replace("Task-2", &running_task(&target));
         assert_eq!(value(&target, &script), "(['spin', 'spinning'], 'running')");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_answered_with_what_there_is() {
+    for python in VERSIONS {
+        let target = program(python, SCENE);
         for (script, needles) in [
             (
                 "thread_frame('nobody')",

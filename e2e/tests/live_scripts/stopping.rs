@@ -141,7 +141,7 @@ fn the_programs_own_threads_are_spared_in_functions_of_the_script() {
 
 /// Like [`stopped`], with a signal sent all the time that is ignored while nobody wants it. (The sidecar sets the flag that
 /// the signal would set.)
-fn stopped_with(target: &Target, signal: Signal, script: &str) {
+pub(super) fn stopped_with(target: &Target, signal: Signal, script: &str) {
     let mut command = target.exec_start(&format!("print('first')\n{script}"), &["--timeout", "1s"]);
     while command.try_wait().unwrap().is_none() {
         kill(Pid::from_raw(target.pid), signal).unwrap();
@@ -196,6 +196,14 @@ fn without_a_free_tool_a_handler_ends_it() {
     for python in VERSIONS {
         let taken = "for tool in range(6): sys.monitoring.use_tool_id(tool, 'taken')\n";
         let target = program(python, &format!("{taken}{BUSY}"));
+        let before = inventory(&target);
+        stopped_with(&target, Signal::SIGURG, "while True: pass");
+        assert_same(&target, &before, &[], "");
+        // Inside a trace function, where the interpreter calls no tool.
+        let target = program(
+            python,
+            "def tracing(*args):\n    print('ready', flush=True)\n    while True: pass\nsys.settrace(tracing)\n(lambda: 0)()",
+        );
         let before = inventory(&target);
         stopped_with(&target, Signal::SIGURG, "while True: pass");
         assert_same(&target, &before, &[], "");
