@@ -10,6 +10,10 @@ import time
 import states
 from states import EPOLL, FOREIGN, LOCK, OWN, SECONDS, state
 
+# A stop ends libev's wait; the loop of the main thread then looks for signals.
+GEVENT = ("InPlace Interrupt None", "InPlace")
+
+
 def in_loop(coroutine, run=asyncio.run):
     """What runs a coroutine with an event of its own, and what sets that event from another thread."""
     made = []
@@ -197,7 +201,7 @@ def for_hub(do):
     return watcher.send
 
 
-@state("epoll_wait epoll_pwait", FOREIGN)
+@state("epoll_wait epoll_pwait", GEVENT)
 def gevent_idle():
     """gevent, `Event.wait()`"""
     import gevent.event
@@ -214,7 +218,7 @@ def gevent_idle():
     yield True
 
 
-@state("epoll_wait epoll_pwait", FOREIGN, timed=True)
+@state("epoll_wait epoll_pwait", GEVENT, timed=True)
 def gevent_sleep():
     """`gevent.sleep()`"""
     import gevent
@@ -223,7 +227,7 @@ def gevent_sleep():
     yield None
 
 
-@state("epoll_wait epoll_pwait", FOREIGN)
+@state("epoll_wait epoll_pwait", GEVENT)
 def gevent_join():
     """`gevent.joinall()` of greenlets that wait"""
     import gevent.event
@@ -242,7 +246,7 @@ def gevent_join():
     yield [True] * 5
 
 
-@state("epoll_wait epoll_pwait", FOREIGN)
+@state("epoll_wait epoll_pwait", GEVENT)
 def gevent_threadpool():
     """gevent, waiting for its thread pool"""
     import gevent
@@ -271,7 +275,7 @@ def patched():
     gevent.monkey.patch_all()
 
 
-@state("epoll_wait epoll_pwait", FOREIGN)
+@state("epoll_wait epoll_pwait", GEVENT)
 def patched_lock():
     """gevent's patches: `Lock.acquire()`"""
     patched()
@@ -288,7 +292,7 @@ def patched_lock():
     yield True
 
 
-@state("epoll_wait epoll_pwait", FOREIGN)
+@state("epoll_wait epoll_pwait", GEVENT)
 def patched_queue():
     """gevent's patches: `Queue.get()`"""
     patched()
@@ -304,7 +308,7 @@ def patched_queue():
     yield "item"
 
 
-@state("epoll_wait epoll_pwait", FOREIGN)
+@state("epoll_wait epoll_pwait", GEVENT)
 def patched_recv():
     """gevent's patches: `socket.recv()`"""
     patched()
@@ -320,7 +324,7 @@ def patched_recv():
     yield b"data", None
 
 
-@state("epoll_wait epoll_pwait", FOREIGN, timed=True)
+@state("epoll_wait epoll_pwait", GEVENT, timed=True)
 def patched_sleep():
     """gevent's patches: `time.sleep()`"""
     patched()
@@ -328,7 +332,7 @@ def patched_sleep():
     yield None
 
 
-@state("epoll_wait epoll_pwait", FOREIGN)
+@state("epoll_wait epoll_pwait", GEVENT)
 def patched_thread_join():
     """gevent's patches: `Thread.join()`"""
     patched()
