@@ -20,6 +20,8 @@ for attempt in range(4):
                 # A copy of that process, forked while the request waited: C code that forks need not tell Python.
                 room = None
                 break
+            # An audit hook may refuse it, so before there is a wrapper that would take it for the script's end.
+            interrupted = sys._getframe().f_back
             try:
                 # Nobody's stack is that deep but in a recursion that runs away, which is a good reason to have a look.
                 room(150)
@@ -36,7 +38,7 @@ for attempt in range(4):
             if names:
                 if "stop" not in names:
                     exec(compile(TEXT, "<sidewinder wrapper>", "exec", 0, True), names)
-                names["stop" if ROUND else "_sidewinder"](sys._getframe().f_back, RESULT, ROUND)
+                names["stop" if ROUND else "_sidewinder"](interrupted, RESULT, ROUND)
         elif not ROUND:
             names["conclude"]()
         if not ROUND:
@@ -52,6 +54,8 @@ for attempt in range(4):
                 # Nothing is called here that needs a frame.
                 posix = importlib["sys"].modules["posix"]
                 kind, text = type(error).__name__.encode(), b"sidewinder could not start the script here"
+                if error.args and type(error.args[0]) is str:
+                    text += b": " + error.args[0].encode("utf-8", "backslashreplace")
                 record = b"S" + bytes(8) + b"t" + len(kind).to_bytes(8, "little") + kind
                 record += b"m" + len(text).to_bytes(8, "little") + text + b"F" + bytes(8)
                 fd = posix.open(RESULT, posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC)

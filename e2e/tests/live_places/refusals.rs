@@ -69,10 +69,17 @@ fn an_audit_hook_refuses(python: Python) {
             "cpython.remote_debugger_script or open",
         ),
         // Of the text that runs the script.
+        ("compile", "True", "at the event compile or exec"),
         (
             "exec",
             "args[0].co_filename == '<string>'",
-            "at the event exec",
+            "at the event compile or exec",
+        ),
+        // Of its result.
+        (
+            "open",
+            "str(args[0]).startswith('/proc/') and args[2] & 1",
+            "open of its result",
         ),
     ] {
         let target = start(python, &format!("{}{LOOP}", hook(event, condition)));
@@ -81,6 +88,27 @@ fn an_audit_hook_refuses(python: Python) {
             said.contains(says) && !said.contains("open_code"),
             "{event}: {said}"
         );
+    }
+}
+
+/// What runs before the script's own statements.
+fn an_audit_hook_that_refuses_what_runs_a_script_is_told(python: Python) {
+    for (event, condition) in [
+        ("sys._getframe", "True"),
+        ("exec", "'sidewinder wrapper' in args[0].co_filename"),
+        ("exec", "args[0].co_filename == '<sidewinder>'"),
+    ] {
+        let target = start(python, &format!("{}{LOOP}", hook(event, condition)));
+        let answered = Sidecar::ptrace().exec(&target, "6 * 7", &[]);
+        assert_eq!(
+            answered.document["reason"], "ScriptError",
+            "{event}: {}",
+            answered.said
+        );
+        let exception = &answered.document["exception"];
+        assert_eq!(exception["type"], "RuntimeError");
+        let message = exception["message"].as_str().unwrap();
+        assert!(message.ends_with("not here"), "{message}");
     }
 }
 
@@ -261,6 +289,7 @@ live::on_each_python! {
     an_interpreter_that_shuts_down_takes_no_script,
     an_interpreter_that_begins_to_shut_down_is_not_waited_for,
     an_audit_hook_refuses,
+    an_audit_hook_that_refuses_what_runs_a_script_is_told,
     an_audit_hook_that_refuses_what_a_script_does_is_its_exception,
     hooks_that_are_set_before_python_starts,
     a_hook_to_open_code_that_python_sets,

@@ -58,8 +58,7 @@ impl Seen<'_> {
             );
         }
         let audited = if read {
-            "an audit hook refused it at the event exec, or at one of those that its first statements raise (open, \
-             sys._getframe)"
+            "an audit hook refused it at the event compile or exec, or refused the event open of its result"
         } else {
             "an audit hook refused it at the event cpython.remote_debugger_script or open"
         };
