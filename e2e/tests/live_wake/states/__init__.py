@@ -26,7 +26,7 @@ SECONDS = 3
 # Several words are alternatives: the first is what the table shows, the others come where a machine is busy.
 LOCK = ("PendingCall", "InPlace")
 OWN = ("ForcedReturn", "ForcedReturn")
-EPOLL = ("Interrupt InPlace", "Interrupt InPlace")
+EPOLL = ("Interrupt InPlace None", "Interrupt InPlace None")
 # The stop ends the call with what was done by then.
 PARTLY = ("Interrupt ForcedReturn", "Interrupt ForcedReturn")
 FOREIGN = ("InPlace", "InPlace")

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -11,6 +12,8 @@ import subprocess
 from states import EPOLL, FOLDER, FOREIGN, LOCK, OWN, SECONDS, state
 
 POLL = "poll ppoll"
+# What is left of semaphores when a process is killed is left in a memory of this program's own.
+ctypes.CDLL(None).mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None)
 # The children are there before any other thread is.
 context = multiprocessing.get_context("fork")
 
