@@ -70,7 +70,7 @@ enum Kind {
 pub fn reason(error: &Error) -> Reason {
     match error {
         Error::NoSuchProcess { .. } => Reason::NoPythonProcess,
-        Error::Gone { .. } => Reason::TargetExited,
+        Error::Gone { .. } | Error::Replaced { .. } => Reason::TargetExited,
         Error::Yama { .. } => Reason::YamaForbidden,
         Error::Denied { .. } => Reason::PermissionDenied,
         Error::Io { .. } => Reason::InternalError,

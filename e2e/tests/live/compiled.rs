@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Python;
 
@@ -15,7 +16,9 @@ pub(crate) struct Folder {
 
 impl Folder {
     pub(crate) fn new(version: &str, name: &str) -> Self {
-        let inside = format!("/tmp/test-{}-{name}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let inside = format!("/tmp/test-{}-{count}-{name}", std::process::id());
         let outside = root_of(version).join(inside.trim_start_matches('/'));
         std::fs::create_dir_all(&outside).unwrap();
         Self { outside, inside }

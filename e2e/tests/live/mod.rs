@@ -169,6 +169,34 @@ impl Drop for Target {
 }
 
 impl Target {
+    /// The process that was started with its output in a pipe, or the one that this one waits for. Waits for its line
+    /// `ready`.
+    pub(crate) fn of(mut outer: Child) -> Self {
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(outer.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            stdout
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
+        let mut target = Target {
+            pid: i32::try_from(outer.id()).unwrap(),
+            outer,
+            lines,
+        };
+        assert_eq!(target.line(), "ready");
+        // What makes a PID namespace waits for its child.
+        let name = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        while ["unshare\n", "nsenter\n"].contains(&name(target.pid).as_str()) {
+            let outer = target.pid;
+            let children =
+                std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
+            target.pid = children.trim().parse().unwrap();
+        }
+        target
+    }
+
     /// Starts a program and waits for its line `ready`.
     pub(crate) fn start(program: &str) -> Self {
         Python::default().run(program)
@@ -348,7 +376,7 @@ impl Start<'_> {
         } else {
             self.command
         };
-        let mut outer = command
+        let outer = command
             .args(["sh", "-c", &shell, "sh"])
             .arg(root_of(self.python))
             .args(self.through)
@@ -361,29 +389,7 @@ impl Start<'_> {
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        let (sender, lines) = channel();
-        let stdout = BufReader::new(outer.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            stdout
-                .lines()
-                .map_while(Result::ok)
-                .try_for_each(|line| sender.send(line))
-        });
-        let mut target = Target {
-            pid: i32::try_from(outer.id()).unwrap(),
-            outer,
-            lines,
-        };
-        assert_eq!(target.line(), "ready");
-        // What makes a PID namespace waits for its child.
-        let name = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-        while name(target.pid) == "unshare\n" {
-            let outer = target.pid;
-            let children =
-                std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
-            target.pid = children.trim().parse().unwrap();
-        }
-        target
+        Target::of(outer)
     }
 }
 

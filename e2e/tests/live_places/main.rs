@@ -9,6 +9,7 @@
 
 mod debuggers;
 mod forks;
+mod left_armed;
 #[path = "../live/mod.rs"]
 mod live;
 mod places;

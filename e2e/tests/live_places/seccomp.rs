@@ -7,6 +7,8 @@ use syscalls::Sysno;
 /// Which calls fail, and how.
 pub(crate) struct Filter {
     refused: Vec<(u32, u32)>,
+    /// Writes to a file behind so many bytes are not permitted.
+    last_write: Option<u32>,
 }
 
 const EPERM: u32 = 1;
@@ -59,6 +61,15 @@ impl Filter {
     pub(crate) fn refusing(names: &[&str]) -> Self {
         Self {
             refused: names.iter().map(|name| (number(name), EPERM)).collect(),
+            last_write: None,
+        }
+    }
+
+    /// Nothing can be written to a file behind so many bytes: to no memory of a process.
+    pub(crate) fn last_write(bytes: u32) -> Self {
+        Self {
+            last_write: Some(bytes),
+            ..Self::refusing(&[])
         }
     }
 
@@ -69,12 +80,29 @@ impl Filter {
 
     /// The program, in hexadecimal: `struct sock_filter` is a code, two jumps and a number.
     fn program(&self) -> String {
-        const LOAD_NUMBER: (u16, u8, u8, u32) = (0x20, 0, 0, 0);
-        const ALLOW: (u16, u8, u8, u32) = (0x06, 0, 0, 0x7fff_0000);
-        let mut program = vec![LOAD_NUMBER];
+        // `BPF_LD|BPF_W|BPF_ABS`, `BPF_JMP|BPF_JEQ|BPF_K`, `BPF_RET|BPF_K`; `SECCOMP_RET_ERRNO`.
+        const LOAD: u16 = 0x20;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        const FAIL: u32 = 0x0005_0000;
+        const ALLOW: (u16, u8, u8, u32) = (RETURN, 0, 0, 0x7fff_0000);
+        let mut program: Vec<(u16, u8, u8, u32)> = vec![(LOAD, 0, 0, 0)];
         for (number, errno) in &self.refused {
-            program.push((0x15, 0, 1, *number));
-            program.push((0x06, 0, 0, 0x0005_0000 | errno));
+            program.push((JUMP_IF_EQUAL, 0, 1, *number));
+            program.push((RETURN, 0, 0, FAIL | errno));
+        }
+        if let Some(bytes) = self.last_write {
+            // The fourth argument of the call, in two halves.
+            program.extend([
+                (JUMP_IF_EQUAL, 0, 6, number("pwrite64")),
+                (LOAD, 0, 0, 44),
+                (JUMP_IF_EQUAL, 0, 2, 0),
+                (LOAD, 0, 0, 40),
+                // `BPF_JMP|BPF_JGE|BPF_K`
+                (0x35, 0, 1, bytes),
+                (RETURN, 0, 0, FAIL | EPERM),
+                ALLOW,
+            ]);
         }
         program.push(ALLOW);
         let mut text = String::new();

@@ -1,7 +1,7 @@
 //! The sidecar as whom it may run in a pod, and with what it may not do.
 
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
@@ -85,22 +85,7 @@ impl Sidecar {
 
     /// Runs a script in a process.
     pub(crate) fn exec_in(&self, pid: i32, script: &str, args: &[&str]) -> Answered {
-        let mut child = self
-            .command()
-            .args(["exec", "--pid", &pid.to_string(), "-", "-o", "json"])
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(script.as_bytes())
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
+        let output = self.start(pid, script, args).wait_with_output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         Answered {
@@ -112,5 +97,21 @@ impl Sidecar {
             },
             said,
         }
+    }
+
+    /// Begins to run a script in a process.
+    pub(crate) fn start(&self, pid: i32, script: &str, args: &[&str]) -> Child {
+        let mut child = self
+            .command()
+            .args(["exec", "--pid", &pid.to_string(), "-", "-o", "json"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(script.as_bytes()).unwrap();
+        child
     }
 }

@@ -17,6 +17,12 @@ pub enum Error {
         /// Its id.
         pid: i32,
     },
+    /// The process lives, and its memory is not what it was: `execve(2)`.
+    #[error("process {pid} runs another program now")]
+    Replaced {
+        /// Its id.
+        pid: i32,
+    },
     /// Yama, and nothing else as far as can be told, forbids it.
     #[error(
         "kernel.yama.ptrace_scope is {scope} on this node, which forbids to {what} process {pid}: \

@@ -1,6 +1,7 @@
 //! Writing into a target. Nothing that only reads has a reason to name this module.
 
-use std::io::IoSlice;
+use std::fs::File;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -24,18 +25,31 @@ const ENDING: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Writer<'a> {
     process: &'a Process,
+    /// Its memory as it was when this began: the right to it stays when the target becomes somebody else's or closes
+    /// itself, and it ends when the target executes another program. <https://man7.org/linux/man-pages/man5/proc_pid_mem.5.html>
+    memory: Option<File>,
 }
 
 impl<'a> Writer<'a> {
     /// A writer for this target.
     pub fn new(process: &'a Process) -> Self {
-        Self { process }
+        Self {
+            process,
+            memory: process.open_memory(OFlags::RDWR).ok(),
+        }
     }
 
     fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), Error> {
-        self.process
-            .read_memory(at.0, buf)
-            .map_err(|errno| self.process.refused("read the memory of", errno))
+        let what = "read the memory of";
+        match &self.memory {
+            Some(memory) => memory
+                .read_exact_at(buf, at.0)
+                .map_err(|error| self.failed(what, error)),
+            None => self
+                .process
+                .read_memory(at.0, buf)
+                .map_err(|errno| self.process.refused(what, errno)),
+        }
     }
 
     /// Writes all of `bytes` at `at`.
@@ -43,6 +57,7 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// What the kernel said; part of the bytes may have been written.
     pub fn write(&self, at: Addr, bytes: &[u8]) -> Result<(), Error> {
+        let what = "write the memory of";
         let pid = self.process.pid();
         let remote = RemoteIoVec {
             base: usize::try_from(at.0).unwrap_or_default(),
@@ -51,19 +66,30 @@ impl<'a> Writer<'a> {
         let errno = match process_vm_writev(Pid::from_raw(pid), &[IoSlice::new(bytes)], &[remote]) {
             Ok(written) if written == bytes.len() => return Ok(()),
             Ok(_) => Errno::EFAULT,
-            // No CONFIG_CROSS_MEMORY_ATTACH, or a seccomp profile that knows only the file.
-            Err(refused @ (Errno::ENOSYS | Errno::EPERM)) => {
-                match self.process.open_memory(OFlags::WRONLY) {
-                    Ok(mem) => match mem.write_all_at(bytes, at.0) {
-                        Ok(()) => return Ok(()),
-                        Err(e) => return Err(self.process.io("write the memory of", e)),
-                    },
-                    Err(_) => refused,
+            // No CONFIG_CROSS_MEMORY_ATTACH, or a seccomp profile that knows only the file, or a target that has closed
+            // itself since.
+            Err(refused @ (Errno::ENOSYS | Errno::EPERM)) => match &self.memory {
+                Some(memory) => {
+                    return memory
+                        .write_all_at(bytes, at.0)
+                        .map_err(|error| self.failed(what, error));
                 }
-            }
+                None => refused,
+            },
             Err(errno) => errno,
         };
-        Err(self.process.refused("write the memory of", errno))
+        Err(self.process.refused(what, errno))
+    }
+
+    /// What became of the file.
+    fn failed(&self, what: &'static str, error: io::Error) -> Error {
+        let pid = self.process.pid();
+        match error.raw_os_error() {
+            Some(_) => self.process.io(what, error),
+            // It ends at its beginning. The memory of a process that is being killed goes a moment before the process.
+            None if self.process.wait_exit(ENDING) => Error::Gone { pid },
+            None => Error::Replaced { pid },
+        }
     }
 }
 
@@ -125,7 +151,7 @@ pub enum Disarmed {
     TakenBack,
     /// The thread had accepted it already.
     Accepted,
-    /// The process has ended.
+    /// The process has ended, or runs another program.
     Gone,
     /// It could not be taken back and may still run.
     StillArmed(Error),
@@ -322,7 +348,10 @@ impl Armed<'_> {
                 Disarmed::Accepted
             }
             // The memory of a process that is being killed goes a moment before the process.
-            Err(_) if self.writer.process.wait_exit(ENDING) => {
+            Err(error)
+                if matches!(error, Error::Replaced { .. })
+                    || self.writer.process.wait_exit(ENDING) =>
+            {
                 self.finished = true;
                 Disarmed::Gone
             }

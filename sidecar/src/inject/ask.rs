@@ -141,13 +141,21 @@ impl Run<'_> {
                 self.settle(candidate.tid);
                 started.map(|_| Asked::NotInTime)
             }
-            Disarmed::Gone => Err(self.exited()),
+            Disarmed::Gone => match started {
+                Err(refusal) if refusal.reason == Reason::TargetExited => Err(refusal),
+                _ => Err(self.exited()),
+            },
             Disarmed::StillArmed(error) => {
                 self.outcome.disarmed = false;
+                let what = if carrier.take_away() {
+                    "its script is gone, so the target will find nothing to run and say so on its stderr"
+                } else {
+                    "it may still run"
+                };
                 Err(refuse(
                     Reason::StillArmed,
                     format!(
-                        "the request in thread {} could not be taken back and may still run: {}",
+                        "the request in thread {} could not be taken back; {what}: {}",
                         candidate.tid,
                         discover::sentence(&error)
                     ),

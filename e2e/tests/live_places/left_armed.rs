@@ -1,0 +1,258 @@
+//! Requests that cannot be taken back, or whose sidecar is gone.
+
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::live::compiled::{Folder, shared};
+use crate::live::{self, Python, Start, Target, sidecar};
+use crate::seccomp::Filter;
+use crate::sidecars::Sidecar;
+
+/// In C with the GIL, until a byte comes: nothing makes it answer.
+const STUCK: &str = "import ctypes, os, time\ngo, goes = os.pipe()\nprint('ready', flush=True)\nprint(goes, flush=True)\nctypes.PyDLL(None).read(go, ctypes.create_string_buffer(1), 1)\nprint('on', flush=True)\nwhile True: time.sleep(0.01)";
+
+fn start(python: Python, program: &str) -> Target {
+    Start {
+        python,
+        program,
+        proc: true,
+        pid_namespace: true,
+        ..Start::default()
+    }
+    .start()
+}
+
+/// Writes a byte to a pipe of the target.
+fn tell(target: &Target, fd: &str) {
+    std::fs::write(format!("/proc/{}/fd/{fd}", target.pid), "x").unwrap();
+}
+
+fn answered(exec: Child) -> (i32, Value) {
+    let output = exec.wait_with_output().unwrap();
+    let document = serde_json::from_slice(&output.stdout).unwrap();
+    (output.status.code().unwrap(), document)
+}
+
+fn children(pid: u32) -> Vec<i32> {
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .map(|task| task.unwrap().path().join("children"))
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .flat_map(|text| {
+            text.split_whitespace()
+                .map(|pid| pid.parse().unwrap())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Arms a request whose sidecar is killed with the child that carries the script, so that nobody takes it back.
+fn left_by_the_dead(target: &Target) {
+    let mut exec = target.exec_start("print('ran', flush=True)", &["--start", "20s"]);
+    target.until("armed", Target::armed);
+    let pid = Pid::from_raw(i32::try_from(exec.id()).unwrap());
+    // It would see that its child ends.
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let carriers = children(exec.id());
+    assert_eq!(carriers.len(), 1);
+    for carrier in &carriers {
+        kill(Pid::from_raw(*carrier), Signal::SIGKILL).unwrap();
+        let ended = format!("/proc/{carrier}/stat");
+        target.until("the carrier's end", |_| {
+            std::fs::read_to_string(&ended).is_ok_and(|stat| stat.contains(") Z "))
+        });
+    }
+    exec.kill().unwrap();
+    exec.wait().unwrap();
+    assert!(target.armed());
+}
+
+/// The target never ran what was left there.
+fn goes_on(target: &Target, goes: &str) {
+    tell(target, goes);
+    assert_eq!(target.line(), "on");
+    let (_, document) = target.exec("6 * 7", &[]);
+    assert_eq!(document["value"], "42", "{document}");
+}
+
+fn what_a_killed_sidecar_and_its_carrier_left_is_taken_away_by_the_next(python: Python) {
+    let target = start(python, STUCK);
+    let goes = target.line();
+    left_by_the_dead(&target);
+    let (code, document) = target.exec("1", &["--start", "300ms"]);
+    assert_eq!(
+        (code, &document["reason"], &document["disarmed"]),
+        (5, &"TargetBlocked".into(), &true.into()),
+        "{document}"
+    );
+    assert!(!target.armed());
+    goes_on(&target, &goes);
+}
+
+/// An agent in the PID namespace of a target, ended with this.
+struct Agent(Child);
+
+impl Agent {
+    fn start(target: &Target) -> Self {
+        let shell = "mount -t tmpfs none /run && mkdir -m 1777 /run/sidewinder && exec \"$@\"";
+        let agent = Command::new("nsenter")
+            .args(["--pid", "--target", &target.pid.to_string()])
+            .args(["unshare", "--mount-proc", "sh", "-c", shell, "sh"])
+            .arg(sidecar())
+            .args(["agent", "--idle-seconds", "600"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(agent)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for pid in children(self.0.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn an_agent_takes_away_what_the_dead_left_and_nothing_else(python: Python) {
+    let target = start(python, STUCK);
+    let goes = target.line();
+    // That of a sidecar which lives.
+    let exec = target.exec_start("print('ran')", &["--start", "25s"]);
+    target.until("armed", Target::armed);
+    // And a second process in the namespace, in which one was left.
+    let inside = Command::new("nsenter")
+        .args([
+            "--pid",
+            "--mount",
+            "--root",
+            "--target",
+            &target.pid.to_string(),
+        ])
+        .args([
+            &format!("/usr/bin/python{}", python.version()),
+            "-u",
+            "-c",
+            STUCK,
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let other = Target::of(inside);
+    let others = other.line();
+    left_by_the_dead(&other);
+    let _agent = Agent::start(&target);
+    // The lower number was looked at first.
+    other.until("disarmed", |other| !other.armed());
+    assert!(target.armed());
+    tell(&target, &goes);
+    assert_eq!(target.line(), "on");
+    let (code, document) = answered(exec);
+    assert_eq!(
+        (code, &document["stdout"]),
+        (0, &"ran\n".into()),
+        "{document}"
+    );
+    goes_on(&other, &others);
+}
+
+const USER: (u32, u32, u32) = (4711, 4712, 4713);
+
+/// Asks for a script in a target that closes itself to everybody without `CAP_SYS_PTRACE` while the request waits. What is
+/// answered, by a sidecar without it.
+fn closes_itself(python: Python, sidecar: &Sidecar, check: impl Fn(&Target, i32, &Value)) {
+    let folder = Folder::new(python.version(), "closes");
+    let library = shared("stubborn.c", &folder);
+    let target = Start {
+        python,
+        program: &format!(
+            "import ctypes, os\nclose, closes = os.pipe()\nctypes.CDLL('{library}').undumpable_after(close)\n{STUCK}"
+        )
+        .replace("print(goes", "print(closes, goes"),
+        proc: true,
+        user: Some(USER),
+        ..Start::default()
+    }
+    .start();
+    let said = target.line();
+    let (closes, goes) = said.split_once(' ').unwrap();
+    let exec = sidecar.start(target.pid, "print('ran', flush=True)", &["--start", "20s"]);
+    target.until("armed", Target::armed);
+    tell(&target, closes);
+    let (code, document) = answered(exec);
+    check(&target, code, &document);
+    // What is armed finds no script any more.
+    tell(&target, goes);
+    assert_eq!(target.line(), "on");
+    target.until("disarmed", |target| !target.armed());
+    let answered = Sidecar::ptrace().exec(&target, "6 * 7", &[]);
+    assert_eq!(answered.document["value"], "42", "{}", answered.said);
+}
+
+fn a_request_is_taken_back_from_a_target_that_has_closed_itself(python: Python) {
+    closes_itself(
+        python,
+        &Sidecar::same_user(USER),
+        |target, code, document| {
+            assert_eq!(
+                (code, &document["reason"], &document["disarmed"]),
+                (3, &"PermissionDenied".into(), &true.into()),
+                "{document}"
+            );
+            assert!(!target.armed());
+        },
+    );
+}
+
+fn a_request_that_cannot_be_taken_back_is_still_armed(python: Python) {
+    // The way through a file that was opened before is closed too.
+    let sidecar = Sidecar::same_user(USER).filtered(&Filter::last_write(1 << 16));
+    closes_itself(python, &sidecar, |target, code, document| {
+        assert_eq!(
+            (code, &document["reason"], &document["disarmed"]),
+            (6, &"StillArmed".into(), &false.into()),
+            "{document}"
+        );
+        assert!(target.armed());
+    });
+}
+
+fn a_target_that_executes_another_program_while_a_request_waits(python: Python) {
+    let folder = Folder::new(python.version(), "other");
+    let library = shared("stubborn.c", &folder);
+    let executable = format!("/usr/bin/python{}", python.version());
+    let target = start(
+        python,
+        &format!(
+            "import ctypes, os, sys\nchange, changes = os.pipe()\nprogram = [b'{executable}', b'-u', b'-c', b'print(\"another\")\\nimport time\\nwhile True: time.sleep(0.01)', None]\narguments = (ctypes.c_char_p * 5)(*program)\nctypes.CDLL('{library}').other_program_after(change, arguments)\nprint('ready', flush=True)\nprint(changes, flush=True)\nctypes.PyDLL(None).sleep(100000)"
+        ),
+    );
+    let changes = target.line();
+    let exec = target.exec_start("print('ran', flush=True)", &["--start", "25s"]);
+    target.until("armed", Target::armed);
+    tell(&target, &changes);
+    assert_eq!(target.line(), "another");
+    let (code, document) = answered(exec);
+    assert_eq!(
+        (code, &document["reason"], &document["disarmed"]),
+        (4, &"TargetExited".into(), &true.into()),
+        "{document}"
+    );
+    assert!(!target.armed());
+    let (_, document) = target.exec("6 * 7", &[]);
+    assert_eq!(document["value"], "42", "{document}");
+}
+
+live::on_each_python! {
+    what_a_killed_sidecar_and_its_carrier_left_is_taken_away_by_the_next,
+    an_agent_takes_away_what_the_dead_left_and_nothing_else,
+    a_request_is_taken_back_from_a_target_that_has_closed_itself,
+    a_request_that_cannot_be_taken_back_is_still_armed,
+    a_target_that_executes_another_program_while_a_request_waits,
+}
