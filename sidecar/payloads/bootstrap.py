@@ -2,8 +2,8 @@
 # are known for what they are, and calls it.
 #
 # In front of it stand RESULT, the path to append to; PID, the process that it is for; TEXT, what to compile; ROUND, 0 for
-# a script, otherwise how often the script was told to end; for a script SCRIPT, its source, and PARTS, what the wrapper
-# compiles when it needs it.
+# a script, otherwise how often the script was told to end; for a script SCRIPT, its source, PARTS, what the wrapper
+# compiles when it needs it, and LIMITS, how much of each stream and text is kept from its beginning and its end, in bytes.
 def room(calls):
     if calls:
         room(calls - 1)
@@ -34,7 +34,7 @@ for attempt in range(4):
                 names = importlib["_imp"].__dict__.get("_sidewinder " + RESULT, {})
             else:
                 names = {"__builtins__": __builtins__, "__name__": "_sidewinder", "importlib": importlib, "sys": sys}
-                names |= {"script": SCRIPT, "result": RESULT, "parts": PARTS}
+                names |= {"script": SCRIPT, "result": RESULT, "parts": PARTS, "limits": LIMITS}
             if names:
                 if "stop" not in names:
                     exec(compile(TEXT, "<sidewinder wrapper>", "exec", 0, True), names)

@@ -18,7 +18,7 @@
 #   F  finished; always the last, with which it is all over
 OURS, NAME = "<sidewinder wrapper>", "<sidewinder>"
 # Of each stream and text this many bytes from its beginning and from its end.
-HEAD, TAIL = 12 << 20, 4 << 20
+HEAD, TAIL = limits
 # Code that awaits has this bit in co_flags (CO_COROUTINE).
 COROUTINE = 0x80
 
@@ -63,6 +63,7 @@ def put(kind, payload=b""):
         fd = open_result()
     except OSError:
         return None
+    before = written
     try:
         view = memoryview(record)
         while view:
@@ -71,6 +72,9 @@ def put(kind, payload=b""):
             view = view[count:]
         return posix.fstat(fd).st_size
     except OSError:
+        # There is no room left: half a record would swallow those that follow.
+        posix.ftruncate(fd, posix.fstat(fd).st_size - (written - before))
+        written = before
         return None
     finally:
         posix.close(fd)

@@ -332,6 +332,7 @@ impl Run<'_> {
                 &request.script,
                 carrier.result_path(),
                 self.process.ns_pid(),
+                carrier.room(),
             ))
             .map_err(|error| {
                 refuse(
@@ -375,7 +376,7 @@ impl Run<'_> {
 /// The bytes that a script may take at its place, whose path is not known before.
 fn size(request: &ExecRequest) -> u64 {
     let longest = "x".repeat(MAX_PATH);
-    payload::text(&request.script, &longest, i32::MAX).len() as u64
+    payload::text(&request.script, &longest, i32::MAX, None).len() as u64
 }
 
 fn milliseconds(duration: Duration) -> u64 {

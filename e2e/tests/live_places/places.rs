@@ -210,6 +210,40 @@ fn a_target_that_went_into_a_root_of_its_own(python: Python) {
     assert!(Path::new(&target.path("/")).exists());
 }
 
+fn a_result_in_a_folder_that_is_full(python: Python) {
+    let setup = [READ_ONLY, &tmpfs("/dev/shm", ",size=4M")].join(" && ");
+    let target = Start {
+        setup: &setup,
+        proc: false,
+        user: Some(USER),
+        ..start(python)
+    }
+    .start();
+    let runs_to_its_end = |script: &str| {
+        let answered = Sidecar::ptrace().exec(&target, script, &["--timeout", "20s"]);
+        assert_eq!(
+            answered.document["reason"], "Succeeded",
+            "{}",
+            answered.said
+        );
+        assert_eq!(answered.document["value"], "42");
+        assert!(target.line().starts_with("/dev/shm/"));
+        answered.document
+    };
+    // What does not fit is cut.
+    let document = runs_to_its_end("for i in range(40_000): print('x' * 99)\n6 * 7");
+    assert_eq!(document["clipped"]["stdout"], 4_000_000);
+    let kept = document["stdout"].as_str().unwrap().len();
+    assert!((200_000..1_000_000).contains(&kept), "{kept}");
+    // Whatever the script fills it with.
+    let document = runs_to_its_end(
+        "import os\nfile = open('/dev/shm/full', 'wb', buffering=0)\ntry:\n    while True: file.write(bytes(4096))\nexcept OSError as error: print(error.errno)\nfile.close()\n6 * 7",
+    );
+    assert_eq!(document["stdout"], "28\n");
+    std::fs::remove_file(target.path("/dev/shm/full")).unwrap();
+    runs(&target, &Sidecar::ptrace(), "/dev/shm/");
+}
+
 fn nowhere_to_put_a_script(python: Python) {
     let setup = [READ_ONLY, &tmpfs("/dev/shm", ",size=4k")].join(" && ");
     let target = Start {
@@ -375,6 +409,7 @@ live::on_each_python! {
     a_folder_for_shared_memory_that_is_not_to_be_had,
     the_only_folder_that_can_be_written_is_anywhere,
     a_target_that_went_into_a_root_of_its_own,
+    a_result_in_a_folder_that_is_full,
     nowhere_to_put_a_script,
     a_user_namespace_of_its_own,
     a_pid_namespace_of_its_own,

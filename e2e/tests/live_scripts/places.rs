@@ -284,7 +284,7 @@ fn a_recursion_that_has_few_frames_left() {
                 ),
             );
             let (_, answer) = target.exec("def f(n):\n    if n: return f(n - 1)\n    return len(thread_frames()) > 700, frame.f_code.co_name\nf(30)", &[]);
-            if left == 0 && answer["reason"] == "AuditHookRefused" {
+            if left == 0 && answer["reason"] == "TargetBlocked" {
                 // There is no frame even for the interpreter's own attempt, and it says so on the program's stderr.
                 continue;
             }
@@ -329,7 +329,7 @@ fn names_that_mean_something_else() {
             let value = &answer["value"];
             match replaced {
                 // The interpreter itself imports, to open the script.
-                "__import__" => assert_eq!(answer["reason"], "AuditHookRefused", "{answer:#}"),
+                "__import__" => assert_eq!(answer["reason"], "PermissionDenied", "{answer:#}"),
                 "repr" => assert_eq!(
                     value, "<str object whose repr() raised SystemError>",
                     "{answer:#}"
@@ -338,7 +338,7 @@ fn names_that_mean_something_else() {
             }
             let (_, answer) = target.exec("print(1)\nopen('/')", &[]);
             match replaced {
-                "__import__" => assert_eq!(answer["reason"], "AuditHookRefused", "{answer:#}"),
+                "__import__" => assert_eq!(answer["reason"], "PermissionDenied", "{answer:#}"),
                 "print" | "open" => {
                     assert_eq!(answer["exception"]["type"], "SystemError", "{answer:#}");
                 }

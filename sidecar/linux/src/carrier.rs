@@ -130,7 +130,7 @@ pub enum Gone {
 #[derive(Debug)]
 enum Holder {
     Child { child: Child, control: UnixStream },
-    Files(#[expect(dead_code, reason = "a guard")] Files),
+    Files(Files),
 }
 
 impl Carrier {
@@ -179,6 +179,14 @@ impl Carrier {
                 child: refused.to_owned(),
                 folders: listed(&closed),
             }),
+        }
+    }
+
+    /// How many bytes the result may have, where that is not as many as there is memory.
+    pub fn room(&self) -> Option<u64> {
+        match &self.holder {
+            Holder::Child { .. } => None,
+            Holder::Files(files) => Some(files.room()),
         }
     }
 

@@ -26,7 +26,7 @@ pub(super) const FUNCTION: &str = "_sidewinder";
 
 /// What has the target run a script. It is ASCII but for the bootstrap's own text, and holds no NUL, at which CPython
 /// would cut it.
-pub(super) fn text(script: &str, result_path: &str, pid: i32) -> Vec<u8> {
+pub(super) fn text(script: &str, result_path: &str, pid: i32, room: Option<u64>) -> Vec<u8> {
     let parts: usize = PARTS.iter().map(|(_, part)| part.len()).sum();
     let mut text = String::with_capacity(script.len() * 2 + (WRAPPER.len() + parts) * 2);
     text.push_str("SCRIPT = ");
@@ -38,8 +38,17 @@ pub(super) fn text(script: &str, result_path: &str, pid: i32) -> Vec<u8> {
         literal(&mut text, part.as_bytes());
         text.push_str(", ");
     }
-    text.push_str("}\n");
+    let (head, tail) = limits(room);
+    let _ = writeln!(text, "}}\nLIMITS = {head}, {tail}");
     with_bootstrap(text, WRAPPER, result_path, pid, 0)
+}
+
+/// How many bytes of each stream and text are kept from its beginning and from its end, where the result may have so much
+/// room in all: there are five of them, and what says that it has ended comes last.
+fn limits(room: Option<u64>) -> (u64, u64) {
+    const MOST: u64 = 16 << 20;
+    let each = room.map_or(MOST, |room| MOST.min(room / 6));
+    (each - each / 4, each / 4)
 }
 
 /// What tells the script with that result to end, for the `times`th time: first its own code, then what it called too.
@@ -83,14 +92,25 @@ mod tests {
     #[test]
     fn nothing_in_a_script_ends_its_literal() {
         let text =
-            String::from_utf8(text("a = '\\'\r\n\0é\"\"\"", "/proc/7/fd/40000", 17)).unwrap();
+            String::from_utf8(text("a = '\\'\r\n\0é\"\"\"", "/proc/7/fd/40000", 17, None)).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], r#"SCRIPT = b'a = \'\\\'\x0d\n\x00\xc3\xa9"""'"#);
         assert!(lines[1].starts_with("PARTS = {'await': b'# A part") && lines[1].ends_with("', }"));
-        assert_eq!(lines[2], "RESULT = b'/proc/7/fd/40000'.decode()");
-        assert!(lines[3].starts_with("TEXT = b'# What runs inside a target"));
-        assert_eq!(lines[4..6], ["PID = 17", "ROUND = 0"]);
+        assert_eq!(lines[2], "LIMITS = 12582912, 4194304");
+        assert_eq!(lines[3], "RESULT = b'/proc/7/fd/40000'.decode()");
+        assert!(lines[4].starts_with("TEXT = b'# What runs inside a target"));
+        assert_eq!(lines[5..7], ["PID = 17", "ROUND = 0"]);
         assert!(!text.contains('\0'));
+    }
+
+    #[test]
+    fn all_that_is_kept_has_room() {
+        for room in [0, 256 << 10, 1 << 20, 64 << 20, 1 << 40] {
+            let (head, tail) = limits(Some(room));
+            assert!((head + tail) * 5 <= room && head >= tail);
+            assert!(head <= 12 << 20 && tail <= 4 << 20);
+        }
+        assert_eq!(limits(None), limits(Some(1 << 40)));
     }
 
     #[test]

@@ -74,8 +74,9 @@ impl Seen<'_> {
             (Some(false), Some(false)) => (
                 Reason::PermissionDenied,
                 format!(
-                    "it has no hook that could have refused it, and could not open {}: a security module (Landlock, \
-                     AppArmor, SELinux) or a filter of system calls forbids that",
+                    "it has no hook that could have refused it, and did not open {}: a security module (Landlock, \
+                     AppArmor, SELinux) or a filter of system calls forbids that, or what the interpreter opens it with \
+                     (io, __import__) was replaced; what was raised is on the target's stderr",
                     self.script
                 ),
             ),

@@ -33,6 +33,14 @@ pub(super) struct Files {
     dir: OwnedFd,
     names: [String; 2],
     owner: Identity,
+    room: u64,
+}
+
+impl Files {
+    /// How many bytes the result may have: there were so many, and nobody else is to miss all of them.
+    pub(super) fn room(&self) -> u64 {
+        RESULT_ROOM.max(self.room / 2)
+    }
 }
 
 impl Drop for Files {
@@ -71,16 +79,16 @@ pub(super) fn make(process: &Process, status: &Status, size: u64) -> Result<Made
             Ok((dir, space.f_bavail.saturating_mul(space.f_frsize)))
         });
         match opened.flatten() {
-            Ok((dir, room)) if room < AMPLE_ROOM => narrow.push((folder, dir)),
-            Ok((dir, _)) => match make_in(&folder, dir.into(), &owner, size) {
+            Ok((dir, room)) if room < AMPLE_ROOM => narrow.push((folder, dir, room)),
+            Ok((dir, room)) => match make_in(&folder, dir.into(), &owner, size, room) {
                 Ok(made) => return Ok(made),
                 Err(error) => closed.push((folder, error)),
             },
             Err(error) => closed.push((folder, error)),
         }
     }
-    for (folder, dir) in narrow {
-        match make_in(&folder, dir.into(), &owner, size) {
+    for (folder, dir, room) in narrow {
+        match make_in(&folder, dir.into(), &owner, size, room) {
             Ok(made) => return Ok(made),
             Err(error) => closed.push((folder, error)),
         }
@@ -88,7 +96,7 @@ pub(super) fn make(process: &Process, status: &Status, size: u64) -> Result<Made
     Err(closed)
 }
 
-fn make_in(folder: &str, dir: OwnedFd, owner: &Identity, size: u64) -> io::Result<Made> {
+fn make_in(folder: &str, dir: OwnedFd, owner: &Identity, size: u64, room: u64) -> io::Result<Made> {
     let id = u64::from(random()?) << 32 | u64::from(random()?);
     let names = [
         format!("{PREFIX}{id:016x}.py"),
@@ -104,6 +112,7 @@ fn make_in(folder: &str, dir: OwnedFd, owner: &Identity, size: u64) -> io::Resul
         dir,
         names,
         owner: owner.clone(),
+        room: room.saturating_sub(size),
     };
     let [script, result] = &files.names;
     let (script, result) = owner.act(|| {
