@@ -45,8 +45,13 @@ fn files(target: &Target) -> Vec<String> {
 
 /// A script runs, on the way that is named by how it begins, and nothing is left.
 fn runs(target: &Target, sidecar: &Sidecar, way: &str) {
+    runs_in(target, target.pid, sidecar, way);
+}
+
+/// The same with the number under which the sidecar knows the target.
+fn runs_in(target: &Target, pid: i32, sidecar: &Sidecar, way: &str) {
     let before = target.traces();
-    let answered = sidecar.exec(target, "print('said')\n6 * 7", &[]);
+    let answered = sidecar.exec_in(pid, "print('said')\n6 * 7", &[]);
     let (document, said) = (&answered.document, &answered.said);
     assert_eq!(
         (answered.code, &document["reason"], &document["stdout"]),
@@ -316,6 +321,10 @@ fn a_pid_namespace_of_its_own(python: Python) {
     }
     .start();
     runs(&target, &Sidecar::root(), "/proc/");
+    // Beside it, it is one process among others.
+    for sidecar in [Sidecar::root(), Sidecar::ptrace(), Sidecar::same_user(USER)] {
+        runs_in(&target, 1, &sidecar.beside(&target), "/proc/");
+    }
     // What it would have to enter is closed to these.
     runs(&target, &Sidecar::ptrace(), "/tmp/");
     runs(&target, &Sidecar::same_user(USER), "/tmp/");
@@ -397,7 +406,7 @@ fn a_target_that_may_not_be_looked_into(python: Python) {
             &target,
             &Sidecar::same_user(USER),
             "PermissionDenied",
-            &["CAP_SYS_PTRACE"],
+            &["closed to its own user", "CAP_SYS_PTRACE"],
         );
     }
 }

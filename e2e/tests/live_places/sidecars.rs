@@ -67,6 +67,16 @@ impl Sidecar {
         Self { through }
     }
 
+    /// In the PID namespace of a target with a `/proc` of its own, as in a pod.
+    pub(crate) fn beside(&self, target: &Target) -> Self {
+        let mut through = words(&format!(
+            "nsenter --pid --target {} unshare --mount-proc",
+            target.pid
+        ));
+        through.extend(self.through.iter().cloned());
+        Self { through }
+    }
+
     /// The command, with its binary open: where that lies, another user may not go.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("sh");

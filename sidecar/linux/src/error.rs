@@ -39,13 +39,21 @@ pub enum Error {
     },
     /// The kernel refused for another reason: other user or group, capabilities, not dumpable, AppArmor, SELinux.
     #[error(
-        "not permitted to {what} process {pid}: run as its user and group with its capabilities, or with CAP_SYS_PTRACE"
+        "not permitted to {what} process {pid}: {}",
+        if *closed {
+            "it is closed to its own user, since it changed its user after it had started or asked for that \
+             (PR_SET_DUMPABLE), so it takes CAP_SYS_PTRACE (attach: Ptrace)"
+        } else {
+            "run as its user and group with its capabilities, or with CAP_SYS_PTRACE"
+        }
     )]
     Denied {
         /// The process.
         pid: i32,
         /// What was tried.
         what: &'static str,
+        /// Whether the process is not dumpable, and nothing else as far as can be told stands in the way.
+        closed: bool,
         /// What the kernel said.
         source: Errno,
     },

@@ -402,6 +402,7 @@ impl Process {
             Some(errno @ (Errno::EPERM | Errno::EACCES)) => Error::Denied {
                 pid: self.pid,
                 what,
+                closed: self.is_closed(self.refusal()),
                 source: errno,
             },
             _ => Error::Io {
@@ -417,16 +418,34 @@ impl Process {
         let pid = self.pid;
         match source {
             Errno::ESRCH => Error::Gone { pid },
-            Errno::EPERM | Errno::EACCES => match self.refusal().yama() {
-                Some(scope) => Error::Yama { pid, scope, what },
-                None => Error::Denied { pid, what, source },
-            },
+            Errno::EPERM | Errno::EACCES => {
+                let refusal = self.refusal();
+                let closed = self.is_closed(refusal);
+                match refusal.yama() {
+                    // It comes last in the kernel's order.
+                    Some(scope) if !closed => Error::Yama { pid, scope, what },
+                    _ => Error::Denied {
+                        pid,
+                        what,
+                        closed,
+                        source,
+                    },
+                }
+            }
             other => Error::Io {
                 pid,
                 what,
                 source: other.into(),
             },
         }
+    }
+
+    /// Whether it is not dumpable and that alone is in the way: its files belong to root then.
+    fn is_closed(&self, refusal: Refusal) -> bool {
+        let owner = rustix::fs::statat(&self.dir, "mem", rustix::fs::AtFlags::empty());
+        refusal.covered
+            && !refusal.capable
+            && owner.is_ok_and(|owner| owner.st_uid != nix::unistd::geteuid().as_raw())
     }
 
     fn refusal(&self) -> Refusal {
