@@ -33,6 +33,7 @@ async def _sidewinder():
                 value = eval(codes[1], namespace)
                 if codes[1].co_flags & COROUTINE:
                     value = await value
+                part("value")
                 report_value(value)
     except BaseException as error:
         # Not even SystemExit goes further: it would end the application's loop.

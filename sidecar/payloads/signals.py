@@ -15,6 +15,8 @@ def raised_by(error):
             handlers = [(number, _signal.getsignal(number)) for number in sorted(_signal.valid_signals())]
             default = handlers_default_int(handlers)
             handlers = [(number, code) for number, handler in handlers for code in handler_codes(handler)]
+            # The one that ends a script stands for no signal of anybody's.
+            handlers = [(number, code) for number, code in handlers if code.co_filename != OURS]
         step = error.__traceback__
         while step is not None:
             frame = step.tb_frame

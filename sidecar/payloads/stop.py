@@ -5,15 +5,15 @@ STOPPED = "stopped by sidewinder: it was not to run any longer"
 # Seconds that a script has to undo things (finally, with) after it was first told.
 GRACE = 0.25
 # The wrapper's functions that call the script's code.
-RUNNING = "execute", "report_value", "_sidewinder"
+RUNNING = "execute", "report_value", "_sidewinder", "error_message", "forget"
 guard, told, handled, own_codes, watched = None, {}, None, set(), []
 
 
 def stop(interrupted, _, times):
     global release
-    if ended or posix.getpid() != pid:
+    if over or posix.getpid() != pid:
         return
-    release = let_go
+    release = undo
     put(b"x", bytes([min(times, 255)]))
     nested = script_frame(interrupted) is not None
     if loop is not None:
@@ -157,7 +157,7 @@ def tripped(_, frame):
         raise end_of_script()
 
 
-def let_go():
+def undo():
     global guard, handled
     if handled is not None:
         # First the word: who sees it, with the thread stopped, does not trip a handler that is gone a moment later.

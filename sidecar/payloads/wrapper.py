@@ -41,8 +41,8 @@ asyncio_c, asyncio_events = sys.modules.get("_asyncio"), sys.modules.get("asynci
 pid, thread = posix.getpid(), _thread.get_ident()
 # Where signal handlers run.
 in_main = thread == _thread._get_main_thread_ident() and _thread._is_main_interpreter()
-written, started, declined, ended = 0, False, False, False
-failure, signals, codes, loop, release, contextvars = None, [], (), None, None, None
+written, started, declined, ended, over = 0, False, False, False, False
+failure, signals, codes, loop, release, contextvars, context = None, [], (), None, None, None, None
 sinks, proxies, absent, namespace, reserve, end_fd = [], {}, [], {}, None, None
 
 
@@ -180,37 +180,31 @@ def qualified(kind):
     return name if module == "builtins" or not isinstance(module, str) else f"{module}.{name}"
 
 
-def report_value(value):
-    try:
-        text = repr(value)
-    except Exception as error:
-        text = f"<{qualified(type(value))} object whose repr() raised {qualified(type(error))}>"
-    put_text(b"v", text)
-    try:
-        part("json")
-        put(b"j", json(value).encode("utf-8"))
-    except Exception:
-        # No JSON for it: another type, a cycle, a number with too many digits.
-        pass
-
-
 def execute():
     exec(codes[0], namespace)
     if len(codes) > 1:
-        report_value(eval(codes[1], namespace))
+        value = eval(codes[1], namespace)
+        part("value")
+        report_value(value)
 
 
-def in_context():
-    if contextvars is not None:
-        context = contextvars.copy_context()
-        context.run(variable.set, sinks)
-        context.run(execute)
-        return
-    token = variable.set(sinks)
-    try:
-        execute()
-    finally:
-        variable.reset(token)
+def in_context(call):
+    # Of the script: what is printed there is the script's, and its variables are not the application's.
+    global context
+    if loop is not None:
+        # Its task runs there.
+        call()
+    elif contextvars is not None:
+        if context is None:
+            context = contextvars.copy_context()
+            context.run(variable.set, sinks)
+        context.run(call)
+    else:
+        token = variable.set(sinks)
+        try:
+            call()
+        finally:
+            variable.reset(token)
 
 
 def helper(name):
@@ -222,86 +216,6 @@ def helper(name):
     return call
 
 
-def restore():
-    for name, proxy in proxies.items():
-        original = type(proxy).sidewinder_over(proxy)
-        if getattr(sys, name, None) is not proxy:
-            # The application has put another one there, or a script that still runs has.
-            continue
-        if name in absent:
-            delattr(sys, name)
-        else:
-            setattr(sys, name, original)
-
-
-def flush():
-    for text in sinks:
-        text.flush()
-        text.buffer.end()
-    # Closed for whoever still holds the context: what comes now goes to the application's own stream.
-    sinks.clear()
-
-
-def explain():
-    if failure is None:
-        return
-    consumed(failure)
-    try:
-        part("errors")
-        records = explained(failure)
-    except (MemoryError, RecursionError):
-        records = (b"t", type(failure).__name__), (b"m", "no memory was left to say more")
-    for kind, text in records:
-        put_text(kind, text)
-
-
-def wake():
-    # A loop that sleeps does not see what the script scheduled.
-    running = running_loop()
-    if running is not None:
-        running.call_soon_threadsafe(int)
-
-
-def report():
-    put(b"d", (time.monotonic_ns() - began).to_bytes(8, "little"))
-    new = [name for name in list(sys.modules) if name not in modules and isinstance(name, str)]
-    if new:
-        put_text(b"i", "\n".join(sorted(new)[:4096]))
-
-
-def take_names():
-    # A function of the script that stays, in a module or a class, would keep the frame and all its callers.
-    for name, value in given.items():
-        if namespace.get(name) is value or type(namespace.get(name)) is type(sys._getframe()):
-            del namespace[name]
-    given.clear()
-
-
-def forget():
-    # What the script leaves to nobody goes now, whatever code that runs.
-    global namespace, codes, failure
-    codes = failure = None
-    # Functions and their globals are a circle, which nobody might collect. Where it has no more references than one that
-    # nobody else can know, nobody else knows it.
-    names, namespace, known = namespace, None, {}
-    exec("def function(): pass", known)
-    held, most = references(names), references(known)
-    known.clear()
-    if held[0] <= most[0] and held[1] <= most[1]:
-        names.clear()
-
-
-def references(names):
-    # Of the function that has the most, and of the names without those by these functions.
-    kind = type(references)
-    functions = [one for one in names.values() if type(one) is kind and one.__globals__ is names]
-    return max([sys.getrefcount(one) for one in functions], default=0), sys.getrefcount(names) - len(functions)
-
-
-def unregister():
-    _imp.__dict__.pop("_sidewinder " + result, None)
-
-
 def conclude():
     # Whatever a signal cut short is gone on with, here and when this is called again. The signal would otherwise be lost
     # to the application as well. What found no memory is tried again when the script's is free.
@@ -311,15 +225,14 @@ def conclude():
         # The script forked: its copy must not go on as a second application.
         posix._exit(0)
     if not ended:
-        ended, tries = True, 0
-        steps = [release, restore, flush, explain, wake, report] if begin() else []
-        steps += take_names, forget, unregister
+        part("end")
+        steps, tries = ending(), 0
+        ended = True
     while steps:
         tries += 1
         step = steps[0]
         try:
-            if step is not None:
-                step()
+            step()
         except BaseException as error:
             if tries < 20 and consumed(error):
                 continue
@@ -378,7 +291,7 @@ def _sidewinder(interrupted, result, _):
             return
         if begin():
             install()
-            in_context()
+            in_context(execute)
     except BaseException as error:
         failure = error
     conclude()

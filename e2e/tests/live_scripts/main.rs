@@ -11,6 +11,7 @@ mod awaiting;
 #[path = "../live/mod.rs"]
 mod live;
 mod places;
+mod recipes;
 mod seeing;
 mod signals;
 mod stopping;

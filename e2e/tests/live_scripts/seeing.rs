@@ -448,6 +448,56 @@ fn what_is_captured_and_what_is_not() {
 }
 
 #[test]
+fn what_a_script_leaves_to_nobody_goes_with_it() {
+    for python in VERSIONS {
+        let target = program(
+            python,
+            "gc.disable()\nprint('ready', flush=True)\nwhile True: pass",
+        );
+        // Its output is the script's, also where functions and their names are a circle.
+        let answer = answer(
+            &target,
+            "class Left:\n    def __del__(self, print=print): print('gone')\ndef f(): return g()\ndef g(): return 1\n\
+             import builtins\nbuiltins.kind = Left\ndel Left\nleft = builtins.kind()\nf()",
+            &[],
+        );
+        assert_eq!(
+            answer["stdout"], "",
+            "a class of the script knows its names: {answer:#}"
+        );
+        let answer = super::answer(
+            &target,
+            "import builtins\nkind = builtins.kind\ndel builtins.kind\ndef f(): return g()\ndef g(): return 1\nleft = kind()\ndel kind\nf()",
+            &[],
+        );
+        assert_eq!(answer["stdout"], "gone\n", "{answer:#}");
+        // A function that somebody keeps has all of its names.
+        value(
+            &target,
+            "import builtins\ndef f(): return g()\ndef g(): return 7\nbuiltins.kept = f\n0",
+        );
+        assert_eq!(
+            value(
+                &target,
+                "import builtins\nkept = builtins.kept\ndel builtins.kept\nkept()"
+            ),
+            "7"
+        );
+        value(
+            &target,
+            "import builtins\nx = 8\ndef f():\n    yield\n    yield x\nbuiltins.kept = f()\nnext(builtins.kept)\n0",
+        );
+        assert_eq!(
+            value(
+                &target,
+                "import builtins\nkept = builtins.kept\ndel builtins.kept\nnext(kept)"
+            ),
+            "8"
+        );
+    }
+}
+
+#[test]
 fn values_as_text_and_as_json() {
     for python in VERSIONS {
         let target = program(python, BUSY);

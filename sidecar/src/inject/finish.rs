@@ -92,18 +92,20 @@ impl Run<'_> {
             "the script started and did not end in time"
         };
         let until = Instant::now() + STOP_LIMIT;
-        let failure = (1..=TIMES).find_map(|times| {
-            if self.over() {
-                return None;
+        let mut failure = None;
+        for times in 1..=TIMES {
+            if self.over(carrier) {
+                break;
             }
             let until = until.min(if times == TIMES {
                 until
             } else {
                 Instant::now() + EACH_TIME
             });
-            self.tell_to_end(carrier, candidate, times, until).err()
-        });
-        self.outcome.still_running = !self.over();
+            // What did not go this time may go the next: the machine may be busy.
+            failure = self.tell_to_end(carrier, candidate, times, until).err();
+        }
+        self.outcome.still_running = !self.over(carrier);
         let what = match (&failure, self.outcome.still_running) {
             (Some(error), true) => format!("it is still running and could not be stopped: {error}"),
             (None, true) if self.answer.told_to_end() > 0 => {
@@ -124,7 +126,9 @@ impl Run<'_> {
         format!("{why}; {what}{advice}")
     }
 
-    fn over(&self) -> bool {
+    /// Whether the script has ended, as its result says now.
+    fn over(&mut self, carrier: &Carrier) -> bool {
+        self.update(carrier.result());
         self.answer.finished() || !self.process.alive()
     }
 
@@ -155,8 +159,7 @@ impl Run<'_> {
         let mut push = began + FIRST_PUSH;
         while Instant::now() < until {
             let gone = carrier.wait(self.process, Duration::from_millis(2));
-            self.update(carrier.result());
-            if gone != Gone::Nobody || self.over() {
+            if gone != Gone::Nobody || self.over(carrier) {
                 break;
             }
             // It executes no code of its own that could raise: it waits in a call.

@@ -9,13 +9,14 @@ const BOOTSTRAP: &str = include_str!("../../payloads/bootstrap.py");
 const WRAPPER: &str = include_str!("../../payloads/wrapper.py");
 
 /// What is compiled in the target when it is needed.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 7] = [
     ("await", include_str!("../../payloads/await.py")),
+    ("end", include_str!("../../payloads/end.py")),
     ("errors", include_str!("../../payloads/errors.py")),
     ("frames", include_str!("../../payloads/frames.py")),
-    ("json", include_str!("../../payloads/json.py")),
     ("signals", include_str!("../../payloads/signals.py")),
     ("streams", include_str!("../../payloads/streams.py")),
+    ("value", include_str!("../../payloads/value.py")),
 ];
 
 /// What a thread runs whose script is not to run any longer.

@@ -1,6 +1,19 @@
-# A part of the wrapper: the JSON of a value, without the module json.
+# A part of the wrapper: the value of a script's last expression, as text and as JSON without the module json.
 ESCAPES = {i: f"\\u{i:04x}" for i in range(32)}
 ESCAPES |= {34: '\\"', 92: "\\\\", 10: "\\n", 13: "\\r", 9: "\\t", 127: "\\u007f"}
+
+
+def report_value(value):
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{qualified(type(value))} object whose repr() raised {qualified(type(error))}>"
+    put_text(b"v", text)
+    try:
+        put(b"j", json(value).encode("utf-8"))
+    except Exception:
+        # No JSON for it: another type, a cycle, a number with too many digits.
+        pass
 
 
 def json(value):
