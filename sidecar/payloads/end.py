@@ -65,9 +65,13 @@ def restore():
 
 
 def flush():
-    for text in sinks:
-        text.flush()
-        text.buffer.end()
+    for text, raw in zip(sinks, raws):
+        try:
+            text.flush()
+        except (ValueError, OSError):
+            # The script has closed or detached it.
+            pass
+        raw.end()
     # Closed for whoever still holds the context: what comes now goes to the application's own stream.
     sinks.clear()
 

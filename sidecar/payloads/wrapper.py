@@ -43,7 +43,7 @@ pid, thread = posix.getpid(), _thread.get_ident()
 in_main = thread == _thread._get_main_thread_ident() and _thread._is_main_interpreter()
 written, started, declined, ended, over = 0, False, False, False, False
 failure, signals, codes, loop, release, contextvars, context = None, [], (), None, None, None, None
-sinks, proxies, absent, namespace, reserve, end_fd = [], {}, [], {}, None, None
+sinks, raws, proxies, absent, namespace, reserve, end_fd = [], [], {}, [], {}, None, None
 
 
 def part(name):
@@ -63,7 +63,7 @@ def put(kind, payload=b""):
         fd = open_result()
     except OSError:
         return None
-    before = written
+    before, whole = written, posix.fstat(fd).st_size
     try:
         view = memoryview(record)
         while view:
@@ -72,8 +72,10 @@ def put(kind, payload=b""):
             view = view[count:]
         return posix.fstat(fd).st_size
     except OSError:
-        # There is no room left: half a record would swallow those that follow.
-        posix.ftruncate(fd, posix.fstat(fd).st_size - (written - before))
+        # There is no room left: half a record would swallow those that follow. Nothing else has come behind it: then it
+        # is the end of what is ours.
+        if written > before and posix.fstat(fd).st_size == whole + written - before:
+            posix.ftruncate(fd, whole)
         written = before
         return None
     finally:
@@ -158,6 +160,7 @@ def capture():
     for index, name in enumerate(("stdout", "stderr")):
         original = getattr(sys, name, None)
         raw = sink(put, b"oe"[index:index + 1], original, HEAD, TAIL, time.monotonic)
+        raws.append(raw)
         sinks.append(_io.TextIOWrapper(raw, "utf-8", "backslashreplace", "", False, True))
         proxies[name] = sink.proxy(original, variable, index)
 

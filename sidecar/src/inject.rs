@@ -93,6 +93,7 @@ pub fn exec(
     let mut run = Run {
         process,
         runtime,
+        script: &request.script,
         policy: request.wake,
         asker,
         deadline,
@@ -167,6 +168,7 @@ fn slot(thread: &ThreadSupport) -> RequestSlot {
 struct Run<'a> {
     process: &'a Process,
     runtime: &'a Runtime,
+    script: &'a str,
     policy: WakePolicy,
     asker: &'a Asker,
     deadline: Instant,
@@ -191,6 +193,10 @@ struct AskedInVain {
 
 impl Run<'_> {
     fn exec(&mut self, request: &ExecRequest) -> Result<(), Refusal> {
+        // From here on whatever is written is written to the program that is there now.
+        if self.process.runs_another_program() {
+            return Err(self.exited());
+        }
         let (claim, mut candidates) = self.turn(request, Wanted::Chosen, self.deadline)?;
         let start = self
             .deadline

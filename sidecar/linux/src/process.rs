@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -44,6 +45,7 @@ pub struct Process {
     dir: OwnedFd,
     pidfd: OwnedFd,
     pub(crate) mem: OnceLock<Option<File>>,
+    pinned: OnceLock<Option<Arc<File>>>,
 }
 
 /// The ids of every process that `/proc` shows, in ascending order.
@@ -102,6 +104,7 @@ impl Process {
             dir,
             pidfd,
             mem: OnceLock::new(),
+            pinned: OnceLock::new(),
         };
         process.start_time = process.stat().map_err(|_| none())?.start_time;
         let status = process.status().map_err(|_| none())?;
@@ -188,6 +191,23 @@ impl Process {
             return Err(refused);
         };
         Identity::user(stat.st_uid).act(|| self.openat("mem", flags))?
+    }
+
+    /// Its memory, to be read and written, as it is when this is called first; `None` where it cannot be opened. What
+    /// another program has that the process executes later is not reached through it, nor by whatever writes: the
+    /// addresses of the one are anything in the other.
+    /// <https://man7.org/linux/man-pages/man5/proc_pid_mem.5.html>
+    pub(crate) fn pinned_memory(&self) -> Option<Arc<File>> {
+        self.pinned
+            .get_or_init(|| self.open_memory(OFlags::RDWR).ok().map(Arc::new))
+            .clone()
+    }
+
+    /// Whether it executes another program than when it was first written to, or before that when this was first asked.
+    pub fn runs_another_program(&self) -> bool {
+        // Memory that nobody has any more ends at its beginning.
+        self.pinned_memory()
+            .is_some_and(|memory| matches!(memory.read_at(&mut [0], 0), Ok(0)) && self.alive())
     }
 
     pub(crate) fn proc_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {

@@ -164,9 +164,11 @@ pub fn soft_limit(text: &[u8], name: &str) -> Option<u64> {
     }
 }
 
-/// How much room there is below an address on a stack, in bytes. The first thread's stack grows as far as `limit` allows
-/// and nothing is in its way; those of others are as large as they are mapped.
-pub fn stack_room(mappings: &[Mapping], limit: u64, at: u64) -> u64 {
+/// How much room there is below an address on a thread's own stack, in bytes; 0 when it is on another one: that of a
+/// coroutine or a signal handler may lie in the midst of an application's memory. The first thread's stack grows as far as
+/// `limit` allows and nothing is in its way. Those of others are as large as they are mapped, and the C library keeps what
+/// belongs to the thread at the upper end, where its `thread_pointer` leads.
+pub fn stack_room(mappings: &[Mapping], limit: u64, at: u64, thread_pointer: u64) -> u64 {
     let Some(index) = mappings
         .iter()
         .position(|mapping| (mapping.start..mapping.end).contains(&at))
@@ -182,8 +184,10 @@ pub fn stack_room(mappings: &[Mapping], limit: u64, at: u64) -> u64 {
     };
     let floor = if stack.path == "[stack]" {
         stack.start.min(stack.end.saturating_sub(limit).max(below))
-    } else {
+    } else if (at..stack.end).contains(&thread_pointer) {
         stack.start
+    } else {
+        return 0;
     };
     at.saturating_sub(floor)
 }
@@ -238,18 +242,24 @@ mod tests {
             7f0000000000-7f0000100000 rw-p 00000000 00:00 0 \n\
             7fff00000000-7fff00021000 rw-p 00000000 00:00 0      [stack]\n";
         let maps = mappings(text);
-        assert_eq!(stack_room(&maps, 8 << 20, 0x0120_0000), 0xff000);
         assert_eq!(
-            stack_room(&maps, 8 << 20, 0x7fff_0002_0000),
+            stack_room(&maps, 8 << 20, 0x0120_0000, 0x0120_0f00),
+            0xff000
+        );
+        // Somebody else's stack in memory of the application's.
+        assert_eq!(stack_room(&maps, 8 << 20, 0x0120_0000, 0x7f00_0008_0000), 0);
+        assert_eq!(stack_room(&maps, 8 << 20, 0x0120_0000, 0x0110_1000), 0);
+        assert_eq!(
+            stack_room(&maps, 8 << 20, 0x7fff_0002_0000, 0),
             (8 << 20) - 0x1000
         );
         // What is mapped already is there, whatever the limit is now.
-        assert_eq!(stack_room(&maps, 4096, 0x7fff_0002_0000), 0x20000);
+        assert_eq!(stack_room(&maps, 4096, 0x7fff_0002_0000, 0), 0x20000);
         let room = 0x7fff_0002_0000 - 0x7f00_0010_0000 - (1 << 20);
-        assert_eq!(stack_room(&maps, u64::MAX, 0x7fff_0002_0000), room);
-        assert_eq!(stack_room(&maps, 8 << 20, 0x0110_0800), 0);
-        assert_eq!(stack_room(&maps, 8 << 20, 0x5000), 0);
-        assert_eq!(stack_room(&[], 8 << 20, 0x5000), 0);
+        assert_eq!(stack_room(&maps, u64::MAX, 0x7fff_0002_0000, 0), room);
+        assert_eq!(stack_room(&maps, 8 << 20, 0x0110_0800, 0), 0);
+        assert_eq!(stack_room(&maps, 8 << 20, 0x5000, 0), 0);
+        assert_eq!(stack_room(&[], 8 << 20, 0x5000, 0), 0);
     }
 
     #[test]

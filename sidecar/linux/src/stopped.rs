@@ -4,19 +4,28 @@
 //! that is killed leaves a thread that goes on with the registers it has.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
-use rustix::fs::OFlags;
 use sidewinder_decode::Addr;
 use sidewinder_decode::native::Entry;
 
 use crate::registers::{self, Registers};
 use crate::stop::StopGuard;
 use crate::{Error, Process};
+
+/// Something to be written into a target's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// These bytes there.
+    Bytes(Addr, Vec<u8>),
+    /// These bits set in the byte there, in which other threads set others at any time: it is read and written at once.
+    Bits(Addr, u8),
+}
 
 /// One thread of a target that stands still, and the right to change how it goes on.
 #[derive(Debug)]
@@ -84,7 +93,7 @@ impl<'a> Stopped<'a> {
         &self,
         registers: &Registers,
         failure: Failure,
-        also: Vec<(Addr, Vec<u8>)>,
+        also: Vec<Change>,
     ) -> Result<(), Error> {
         let memory = self.memory();
         let returning = registers.returning(failure.errno());
@@ -98,7 +107,7 @@ impl<'a> Stopped<'a> {
     ///
     /// # Errors
     /// As for [`Stopped::fail_call`].
-    pub fn write(&self, parts: Vec<(Addr, Vec<u8>)>) -> Result<(), Error> {
+    pub fn write(&self, parts: Vec<Change>) -> Result<(), Error> {
         let memory = self.memory();
         self.change(move |_| memory.write(&parts))
     }
@@ -122,7 +131,7 @@ impl<'a> Stopped<'a> {
         let entry = *entry;
         self.change(move |thread| {
             registers::call(thread, &then, &entry, thread_state.0, |at, bytes| {
-                memory.write(&[(Addr(at), bytes.to_vec())])
+                memory.write(&[Change::Bytes(Addr(at), bytes.to_vec())])
             })
         })
     }
@@ -143,8 +152,7 @@ impl<'a> Stopped<'a> {
     fn memory(&self) -> Memory {
         Memory {
             pid: Pid::from_raw(self.process.pid()),
-            // A write through the file extends the stack where process_vm_writev(2) finds nothing mapped.
-            file: self.process.open_memory(OFlags::WRONLY).ok(),
+            file: self.process.pinned_memory(),
         }
     }
 }
@@ -152,34 +160,61 @@ impl<'a> Stopped<'a> {
 /// A target's memory, to be written by the thread that holds it.
 struct Memory {
     pid: Pid,
-    file: Option<File>,
+    file: Option<Arc<File>>,
 }
 
 impl Memory {
-    fn write(&self, parts: &[(Addr, Vec<u8>)]) -> io::Result<()> {
-        let Some(file) = &self.file else {
-            return self.write_parts(parts);
-        };
-        for (at, bytes) in parts {
-            file.write_all_at(bytes, at.0)?;
+    fn write(&self, changes: &[Change]) -> io::Result<()> {
+        for change in changes {
+            match change {
+                Change::Bytes(at, bytes) => self.put(*at, bytes)?,
+                Change::Bits(at, bits) => {
+                    let mut byte = [0];
+                    self.get(*at, &mut byte)?;
+                    if byte[0] & bits != *bits {
+                        self.put(*at, &[byte[0] | bits])?;
+                    }
+                }
+            }
         }
         Ok(())
     }
 
-    fn write_parts(&self, parts: &[(Addr, Vec<u8>)]) -> io::Result<()> {
-        let wanted = parts.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
-        let local: Vec<IoSlice<'_>> = parts.iter().map(|(_, bytes)| IoSlice::new(bytes)).collect();
-        let remote: Vec<RemoteIoVec> = parts
-            .iter()
-            .map(|(at, bytes)| RemoteIoVec {
-                base: usize::try_from(at.0).unwrap_or_default(),
-                len: bytes.len(),
-            })
-            .collect();
-        if wanted == 0 || process_vm_writev(self.pid, &local, &remote)? == wanted {
-            Ok(())
-        } else {
-            Err(Errno::EFAULT.into())
+    fn get(&self, at: Addr, bytes: &mut [u8]) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            return file.read_exact_at(bytes, at.0);
         }
+        let (remote, wanted) = (remote(at, bytes.len()), bytes.len());
+        whole(
+            process_vm_readv(self.pid, &mut [IoSliceMut::new(bytes)], &[remote])?,
+            wanted,
+        )
+    }
+
+    fn put(&self, at: Addr, bytes: &[u8]) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            // It extends the stack where process_vm_writev(2) finds nothing mapped.
+            return file.write_all_at(bytes, at.0);
+        }
+        let remote = remote(at, bytes.len());
+        whole(
+            process_vm_writev(self.pid, &[IoSlice::new(bytes)], &[remote])?,
+            bytes.len(),
+        )
+    }
+}
+
+fn remote(at: Addr, len: usize) -> RemoteIoVec {
+    RemoteIoVec {
+        base: usize::try_from(at.0).unwrap_or_default(),
+        len,
+    }
+}
+
+fn whole(done: usize, wanted: usize) -> io::Result<()> {
+    if done == wanted {
+        Ok(())
+    } else {
+        Err(Errno::EFAULT.into())
     }
 }

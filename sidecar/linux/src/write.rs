@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -25,9 +26,9 @@ const ENDING: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Writer<'a> {
     process: &'a Process,
-    /// Its memory as it was when this began: the right to it stays when the target becomes somebody else's or closes
-    /// itself, and it ends when the target executes another program. <https://man7.org/linux/man-pages/man5/proc_pid_mem.5.html>
-    memory: Option<File>,
+    /// Its memory as it was at first: the right to it stays when the target becomes somebody else's or closes itself, and
+    /// it ends when the target executes another program.
+    memory: Option<Arc<File>>,
 }
 
 impl<'a> Writer<'a> {
@@ -35,7 +36,7 @@ impl<'a> Writer<'a> {
     pub fn new(process: &'a Process) -> Self {
         Self {
             process,
-            memory: process.open_memory(OFlags::RDWR).ok(),
+            memory: process.pinned_memory(),
         }
     }
 
@@ -44,7 +45,7 @@ impl<'a> Writer<'a> {
         match &self.memory {
             Some(memory) => memory
                 .read_exact_at(buf, at.0)
-                .map_err(|error| self.failed(what, error)),
+                .map_err(|error| self.failed(what, &error)),
             None => self
                 .process
                 .read_memory(at.0, buf)
@@ -58,34 +59,28 @@ impl<'a> Writer<'a> {
     /// What the kernel said; part of the bytes may have been written.
     pub fn write(&self, at: Addr, bytes: &[u8]) -> Result<(), Error> {
         let what = "write the memory of";
-        let pid = self.process.pid();
+        if let Some(memory) = &self.memory {
+            return memory
+                .write_all_at(bytes, at.0)
+                .map_err(|error| self.failed(what, &error));
+        }
         let remote = RemoteIoVec {
             base: usize::try_from(at.0).unwrap_or_default(),
             len: bytes.len(),
         };
-        let errno = match process_vm_writev(Pid::from_raw(pid), &[IoSlice::new(bytes)], &[remote]) {
-            Ok(written) if written == bytes.len() => return Ok(()),
-            Ok(_) => Errno::EFAULT,
-            // No CONFIG_CROSS_MEMORY_ATTACH, or a seccomp profile that knows only the file, or a target that has closed
-            // itself since.
-            Err(refused @ (Errno::ENOSYS | Errno::EPERM)) => match &self.memory {
-                Some(memory) => {
-                    return memory
-                        .write_all_at(bytes, at.0)
-                        .map_err(|error| self.failed(what, error));
-                }
-                None => refused,
-            },
-            Err(errno) => errno,
-        };
-        Err(self.process.refused(what, errno))
+        let pid = Pid::from_raw(self.process.pid());
+        match process_vm_writev(pid, &[IoSlice::new(bytes)], &[remote]) {
+            Ok(written) if written == bytes.len() => Ok(()),
+            Ok(_) => Err(self.process.refused(what, Errno::EFAULT)),
+            Err(errno) => Err(self.process.refused(what, errno)),
+        }
     }
 
     /// What became of the file.
-    fn failed(&self, what: &'static str, error: io::Error) -> Error {
+    fn failed(&self, what: &'static str, error: &io::Error) -> Error {
         let pid = self.process.pid();
         match error.raw_os_error() {
-            Some(_) => self.process.io(what, error),
+            Some(code) => self.process.refused(what, Errno::from_raw(code)),
             // It ends at its beginning. The memory of a process that is being killed goes a moment before the process.
             None if self.process.wait_exit(ENDING) => Error::Gone { pid },
             None => Error::Replaced { pid },
@@ -223,8 +218,18 @@ pub fn arm<'a>(
         return Err(ArmError::Expired { tid });
     }
     armed.finished = false;
-    armed.writer.write(slot.pending, &1_i32.to_le_bytes())?;
-    armed.set_bit()?;
+    let written = armed
+        .writer
+        .write(slot.pending, &1_i32.to_le_bytes())
+        .and_then(|()| armed.set_bit());
+    if let Err(error) = written {
+        // While it is held, not by a stop of its own that would wait for this one.
+        if let Ok(true) = take_back(&armed.writer, slot, &armed.path) {
+            armed.finished = true;
+        }
+        drop(guard);
+        return Err(error.into());
+    }
     if let (Some(guard), Some(wake)) = (guard, wake) {
         wake(&armed.stopped(&guard));
         armed.paused = guard.release().paused;
@@ -328,8 +333,9 @@ impl Armed<'_> {
         if self.finished {
             return Disarmed::Accepted;
         }
-        // A thread that cannot be stopped (uninterruptible, stopped by a signal, traced by somebody else) executes no
-        // Python either; the write is the same four bytes.
+        // A thread that cannot be stopped is in uninterruptible sleep, stopped by a signal, or traced by somebody else,
+        // and mostly executes no Python; the write is the same four bytes. Should it accept the request in that instant
+        // all the same, its script begins only if nobody has withdrawn it.
         let guard = stop(self.writer.process, &[self.tid], MAX_STOP).ok();
         let result = take_back(&self.writer, self.slot, &self.path);
         if let Some(guard) = guard {

@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use sidewinder_linux::Process;
 use sidewinder_linux::carrier::{Carrier, Gone};
 use sidewinder_model::{Reason, WakePolicy};
 
 use super::choose::Candidate;
 use super::result::signal_name;
-use super::{Refusal, Run, milliseconds, pace, payload, refuse, slot};
+use super::{ARM_PAUSE, Refusal, Run, milliseconds, pace, payload, refuse, slot};
 use crate::discover;
 
 /// How long a script that is not to run any longer has to end, in all.
@@ -18,10 +19,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 const TIMES: u8 = 3;
 /// How long each time may take until it shows: a quarter of a second for what the script undoes itself, and the rest for
 /// a machine without a free CPU.
-const EACH_TIME: Duration = Duration::from_millis(400);
-/// How long after it was told to end a script's call is made to return, and how long after that once more.
-const FIRST_PUSH: Duration = Duration::from_millis(30);
-const NEXT_PUSH: Duration = Duration::from_millis(150);
+const EACH_TIME: Duration = Duration::from_millis(600);
+/// How long after it was told to end a script's call is made to return, and again after that: longer than the quarter
+/// of a second that it has to undo things.
+const PUSH: Duration = Duration::from_millis(280);
 
 impl Run<'_> {
     /// Waits for the end of a script that has started, and has it end when time is up.
@@ -42,6 +43,9 @@ impl Run<'_> {
                 Gone::Process => break Err(self.exited_meanwhile()),
                 Gone::Carrier => break Err(self.carrier_lost(candidate.tid)),
             }
+            if self.process.runs_another_program() {
+                break Err(self.another_program());
+            }
             if self.answer.withdrawn() {
                 return Err(self.loop_does_not_turn(began.elapsed()));
             }
@@ -59,7 +63,7 @@ impl Run<'_> {
         self.outcome.duration_milliseconds = milliseconds(began.elapsed());
         for signal in self.answer.signals() {
             // The application never saw it, since its handler raised while the script ran.
-            if let Err(error) = self.give_back(carrier, signal) {
+            if let Err(error) = give_back(self.process, carrier, signal) {
                 self.answer.note(&format!(
                     "{} came while the script ran and was not sent again: {error}",
                     signal_name(signal)
@@ -72,18 +76,6 @@ impl Run<'_> {
         ended
     }
 
-    /// Sends the application a signal. Not one that it has no handler for any more: it would end the process, as it would
-    /// not have when it came.
-    fn give_back(&self, carrier: &Carrier, signal: u8) -> Result<(), String> {
-        let status = self.process.status().map_err(|e| discover::sentence(&e))?;
-        if !status.catches(signal) {
-            return Err("its handler is gone since".to_owned());
-        }
-        carrier
-            .signal(self.process, signal)
-            .map_err(|error| error.to_string())
-    }
-
     /// Has a script end that is not to run any longer. Says what came of it.
     fn stop(&mut self, carrier: &Carrier, candidate: &Candidate, reason: Reason) -> String {
         let why = if reason == Reason::Cancelled {
@@ -91,6 +83,12 @@ impl Run<'_> {
         } else {
             "the script started and did not end in time"
         };
+        if self.is_mute(candidate) {
+            self.outcome.still_running = false;
+            return format!(
+                "{why}; it has ended and could not say so: the process has as many files open as it may (RLIMIT_NOFILE)"
+            );
+        }
         let until = Instant::now() + STOP_LIMIT;
         let mut failure = None;
         for times in 1..=TIMES {
@@ -129,7 +127,7 @@ impl Run<'_> {
     /// Whether the script has ended, as its result says now.
     fn over(&mut self, carrier: &Carrier) -> bool {
         self.update(carrier.result());
-        self.answer.finished() || !self.process.alive()
+        self.answer.finished() || !self.process.alive() || self.process.runs_another_program()
     }
 
     /// Asks the script's thread a second time: nested in the script, or wherever the loop is that the script waits at, its
@@ -156,7 +154,7 @@ impl Run<'_> {
             return Ok(());
         }
         let began = Instant::now();
-        let mut push = began + FIRST_PUSH;
+        let mut push = began + PUSH;
         while Instant::now() < until {
             let gone = carrier.wait(self.process, Duration::from_millis(2));
             if gone != Gone::Nobody || self.over(carrier) {
@@ -164,13 +162,33 @@ impl Run<'_> {
             }
             // It executes no code of its own that could raise: it waits in a call.
             if self.policy == WakePolicy::Auto && Instant::now() >= push {
-                push = Instant::now() + NEXT_PUSH;
+                push = Instant::now() + PUSH;
                 if !self.trip(carrier, candidate) {
                     self.fail_wait(candidate);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the script has ended and cannot write its answer, for want of a descriptor. What awaits, or yields to other
+    /// greenlets, is not on the thread's stack and runs all the same, so this is asked only where nothing can be opened.
+    fn is_mute(&self, candidate: &Candidate) -> bool {
+        self.process.is_out_of_descriptors()
+            && !self.answer.queued()
+            && self.innermost(candidate).is_none()
+            && !self.process.wait_exit(ARM_PAUSE)
+            && self.innermost(candidate).is_none()
+    }
+
+    fn another_program(&self) -> Refusal {
+        refuse(
+            Reason::TargetExited,
+            format!(
+                "process {} executes another program since: the script, and all that ran in it, ended with the one before",
+                self.process.ns_pid()
+            ),
+        )
     }
 
     fn exited_meanwhile(&self) -> Refusal {
@@ -182,4 +200,16 @@ impl Run<'_> {
             ),
         )
     }
+}
+
+/// Sends the application a signal that a script consumed. Not one that it has no handler for any more: it would end the
+/// process, as it would not have when it came.
+pub(super) fn give_back(process: &Process, carrier: &Carrier, signal: u8) -> Result<(), String> {
+    let status = process.status().map_err(|e| discover::sentence(&e))?;
+    if !status.catches(signal) {
+        return Err("its handler is gone since".to_owned());
+    }
+    carrier
+        .signal(process, signal)
+        .map_err(|error| error.to_string())
 }

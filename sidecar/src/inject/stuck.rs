@@ -5,7 +5,7 @@ use std::time::Instant;
 use sidewinder_decode::Limits;
 use sidewinder_linux::carrier::{Carrier, Gone};
 use sidewinder_linux::write::{Disarmed, hold};
-use sidewinder_model::{Locals, WakePolicy};
+use sidewinder_model::{Frame, Locals, WakePolicy};
 
 use super::ask::STEPS;
 use super::choose::Candidate;
@@ -80,7 +80,9 @@ impl<'a> Run<'a> {
         let mut failed = false;
         let held = hold(self.process, candidate.tid, &mut |stopped| {
             // Not one of the application's, should the script have ended.
-            failed = self.runs_script(candidate) && waker.fail_wait(stopped);
+            if let Some(innermost) = self.innermost(candidate) {
+                failed = waker.fail_wait(stopped, self.waits_for_a_lock(&innermost));
+            }
         });
         self.paused += held.unwrap_or_default();
         failed
@@ -101,15 +103,32 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether a script runs in the candidate's thread.
-    fn runs_script(&self, candidate: &Candidate) -> bool {
-        let Some(thread) = self.process.thread(candidate.tid) else {
-            return false;
-        };
+    /// The innermost frame of the candidate's thread, if a script runs there.
+    pub(super) fn innermost(&self, candidate: &Candidate) -> Option<Frame> {
+        let thread = self.process.thread(candidate.tid)?;
         let limits = Limits::default();
         let (process, runtime) = (self.process, self.runtime);
         let stacks = sidewinder_decode::stacks(process, runtime, &[thread], Locals::None, &limits);
-        runs_a_script(&stacks, candidate.tid)
+        if !runs_a_script(&stacks, candidate.tid) {
+            return None;
+        }
+        let mut threads = stacks.interpreters.into_iter().flat_map(|one| one.threads);
+        let thread = threads.find(|thread| thread.tid == candidate.tid)?;
+        thread.frames.into_iter().next_back()
+    }
+
+    /// Whether what a frame calls is `acquire` of a lock, which can fail, and not C code that takes a lock of its own on
+    /// the way, which goes on as if it had it: a stream's buffer does.
+    fn waits_for_a_lock(&self, frame: &Frame) -> bool {
+        match (&*frame.file, &*frame.function) {
+            ("<sidewinder>", _) => frame
+                .line
+                .and_then(|line| usize::try_from(line).ok()?.checked_sub(1))
+                .and_then(|line| self.script.lines().nth(line))
+                .is_some_and(asks_for_a_lock),
+            (file, "Condition.wait") => file.ends_with("/threading.py"),
+            _ => false,
+        }
     }
 
     fn waker<'b>(&self, candidate: &'b Candidate) -> Waker<'b>
@@ -119,5 +138,33 @@ impl<'a> Run<'a> {
         let mut waker = Waker::new(self.process, self.runtime, candidate, self.policy);
         waker.prepare();
         waker
+    }
+}
+
+/// Whether a line of a script asks for a lock and does nothing else that could wait.
+fn asks_for_a_lock(line: &str) -> bool {
+    let line = line.trim();
+    line.contains(".acquire(")
+        || (line.starts_with("with ") && line.ends_with(':') && !line.contains('('))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::asks_for_a_lock;
+
+    #[test]
+    fn a_line_that_asks_for_a_lock_is_told_from_one_that_may_wait_elsewhere() {
+        for (line, asks) in [
+            ("    lock.acquire()", true),
+            ("if app.lock.acquire(timeout=5):", true),
+            ("with app.lock:", true),
+            ("with open(path) as file:", false),
+            ("with lock: stream.flush()", false),
+            ("stream.flush()", false),
+            ("queue.SimpleQueue().get()", false),
+            ("", false),
+        ] {
+            assert_eq!(asks_for_a_lock(line), asks, "{line}");
+        }
     }
 }

@@ -6,12 +6,13 @@ use std::fmt::Write as _;
 use std::ops::Range;
 
 use sidewinder_decode::native::{Entry, Native};
+use sidewinder_decode::remote_exec::queue::Writes;
 use sidewinder_decode::remote_exec::{
     CALLS_TO_DO, PendingCalls, Queue, SIGNALS_PENDING, Signals, Status, pending_calls,
 };
 use sidewinder_decode::{Addr, Mapping, Memory as _, Runtime};
-use sidewinder_linux::registers::{CALL_STACK, Registers};
-use sidewinder_linux::stopped::{Failure, Stopped};
+use sidewinder_linux::registers::{CALL_STACK, Interrupted, Registers};
+use sidewinder_linux::stopped::{Change, Failure, Stopped};
 use sidewinder_linux::{Process, procfs};
 use sidewinder_model::{Wake, WakePolicy};
 
@@ -155,55 +156,60 @@ impl<'a> Waker<'a> {
         self.tried.queued |= step == Step::QueueCall;
     }
 
-    /// Has a wait of Python's own return, so that it looks for what has come: a signal's handler, for example.
+    /// Has a wait of Python's own return, so that it looks for what has come: a signal's handler, for example. Not one
+    /// that then returns to the application.
     pub(super) fn interrupt_wait(&self, stopped: &Stopped<'_>) -> bool {
-        self.own_wait(stopped).is_some_and(|(registers, _)| {
-            stopped
-                .fail_call(&registers, Failure::Interrupted, Vec::new())
-                .is_ok()
+        self.own_wait(stopped).is_some_and(|(registers, name)| {
+            !self.call(&registers, name).returns_to_application()
+                && fail(stopped, &registers, Failure::Interrupted)
         })
     }
 
-    /// Has the call fail in which a script waits. Only one of Python's own, which makes an exception of it; a lock is told
-    /// that its time is over, since it takes anything else for a defect and ends the process.
-    pub(super) fn fail_wait(&self, stopped: &Stopped<'_>) -> bool {
+    /// Has the call fail in which a script waits. Only one of Python's own, which makes an exception of it. A lock is told
+    /// that its time is over, if `lock` says that it was asked for in a way that can fail: C code that waits for a lock
+    /// takes anything but the lock for it, or ends the process.
+    pub(super) fn fail_wait(&self, stopped: &Stopped<'_>, lock: bool) -> bool {
         self.own_wait(stopped).is_some_and(|(registers, name)| {
-            let failure = if name == "futex" {
-                Failure::TimedOut
+            if name == "futex" {
+                lock && fail(stopped, &registers, Failure::TimedOut)
             } else {
-                Failure::Cancelled
-            };
-            stopped.fail_call(&registers, failure, Vec::new()).is_ok()
+                fail(stopped, &registers, Failure::Cancelled)
+            }
         })
     }
 
     /// The registers of a thread that waits in a call of Python's own without the GIL, and the call's name.
     fn own_wait(&self, stopped: &Stopped<'_>) -> Option<(Registers, &'static str)> {
-        let prepared = self.prepared.as_ref()?;
         let registers = stopped.registers()?.resumed(self.wait)?;
         registers.interrupted()?;
         let name = registers.call_name()?;
-        let caller = prepared.native.caller(self.process, &registers.unwind())?;
-        let waits_for_gil = name == "futex" && prepared.waits_for_gil(registers.arguments()[0]);
-        (caller.own && !waits_for_gil && !self.attached()).then_some((registers, name))
+        let caller = self
+            .prepared
+            .as_ref()?
+            .native
+            .caller(self.process, &registers.unwind())?;
+        let waits = caller.own && !self.waits_for_gil(&registers, name) && !self.attached();
+        waits.then_some((registers, name))
+    }
+
+    fn waits_for_gil(&self, registers: &Registers, name: &str) -> bool {
+        let [first, ..] = registers.arguments();
+        let mut gils = self.prepared.iter().flat_map(|prepared| &prepared.gils);
+        name == "futex" && gils.any(|gil| gil.contains(&first))
     }
 
     /// Marks a signal as come, which is what its C handler does, and says so to the main thread.
     pub(super) fn trip(&self, stopped: &Stopped<'_>, signal: u8) -> bool {
-        let signals = self.prepared.as_ref().and_then(|p| p.signals.as_ref());
-        let writes = || {
-            let signals = signals?;
+        let changes = || {
+            let signals = self.prepared.as_ref()?.signals.as_ref()?;
             let one = 1_i32.to_le_bytes().to_vec();
-            let eval_breaker = self.candidate.support.eval_breaker;
-            let mut events = [0];
-            self.process.read(eval_breaker, &mut events).ok()?;
             Some(vec![
-                (signals.tripped(signal.into())?, one.clone()),
-                (signals.is_tripped, one),
-                (eval_breaker, vec![events[0] | SIGNALS_PENDING]),
+                Change::Bytes(signals.tripped(signal.into())?, one.clone()),
+                Change::Bytes(signals.is_tripped, one),
+                Change::Bits(self.candidate.support.eval_breaker, SIGNALS_PENDING),
             ])
         };
-        writes().is_some_and(|writes| stopped.write(writes).is_ok())
+        changes().is_some_and(|changes| stopped.write(changes).is_ok())
     }
 
     /// Whether the stop has ended its wait with what was done by then: part of what is to be sent, for example.
@@ -241,19 +247,18 @@ impl<'a> Waker<'a> {
             && let Some(writes) = writes()
         {
             // Left there, it would be a call that finds nothing to do.
-            let _ = stopped.write(writes);
+            let _ = stopped.write(bytes(writes));
         }
     }
 
     fn queue(&self, stopped: &Stopped<'_>, registers: &Registers) -> bool {
         let writes = || {
             let (calls, queue) = self.prepared.as_ref()?.queue(self.process)?;
-            let mut writes = queue.with(calls, self.entry()?.check_signals)?;
+            let writes = queue.with(calls, self.entry()?.check_signals)?;
+            let mut changes = bytes(writes);
             let eval_breaker = self.candidate.support.eval_breaker;
-            let mut events = [0];
-            self.process.read(eval_breaker, &mut events).ok()?;
-            writes.push((eval_breaker, vec![events[0] | CALLS_TO_DO]));
-            Some(writes)
+            changes.push(Change::Bits(eval_breaker, CALLS_TO_DO));
+            Some(changes)
         };
         writes().is_some_and(|writes| {
             stopped
@@ -272,18 +277,7 @@ impl<'a> Waker<'a> {
         };
         let statuses = &self.candidate.statuses;
         let name = registers.call_name().unwrap_or("a system call");
-        let call = registers.interrupted().map(|interrupted| Call {
-            name,
-            interrupted,
-            own: prepared
-                .native
-                .caller(self.process, &registers.unwind())
-                .map(|caller| caller.own),
-            for_gil: name == "futex" && prepared.waits_for_gil(registers.arguments()[0]),
-            unix_connect: name == "connect" && self.unix_address(registers.arguments()[1]),
-            eventfd: matches!(name, "read" | "write")
-                && self.process.is_eventfd(registers.arguments()[0]),
-        });
+        let call = registers.interrupted().map(|_| self.call(registers, name));
         step(&Seen {
             policy: self.policy,
             call,
@@ -304,11 +298,38 @@ impl<'a> Waker<'a> {
         })
     }
 
+    /// What is known of the system call that a thread waits in.
+    fn call<'b>(&self, registers: &Registers, name: &'b str) -> Call<'b> {
+        let [first, second, ..] = registers.arguments();
+        let native = self.prepared.as_ref().map(|prepared| &prepared.native);
+        Call {
+            name,
+            interrupted: registers.interrupted().unwrap_or(Interrupted::Returns),
+            own: native
+                .and_then(|native| native.caller(self.process, &registers.unwind()))
+                .map(|caller| caller.own),
+            for_gil: self.waits_for_gil(registers, name),
+            unix_connect: name == "connect" && self.unix_address(second),
+            eventfd: matches!(name, "read" | "write") && self.process.is_eventfd(first),
+        }
+    }
+
     /// Whether a `struct sockaddr` of the target is that of a Unix socket.
     fn unix_address(&self, at: u64) -> bool {
         let mut family = [0; 2];
         self.process.read(Addr(at), &mut family).is_ok() && u16::from_le_bytes(family) == 1
     }
+}
+
+fn fail(stopped: &Stopped<'_>, registers: &Registers, failure: Failure) -> bool {
+    stopped.fail_call(registers, failure, Vec::new()).is_ok()
+}
+
+fn bytes(writes: Writes) -> Vec<Change> {
+    let changes = writes.into_iter();
+    changes
+        .map(|(at, bytes)| Change::Bytes(at, bytes))
+        .collect()
 }
 
 /// Whether a signal has come that the main thread has not handled.
@@ -325,10 +346,6 @@ impl Prepared {
         Some((calls, calls.read(process)?))
     }
 
-    fn waits_for_gil(&self, futex: u64) -> bool {
-        self.gils.iter().any(|gil| gil.contains(&futex))
-    }
-
     fn not_in_place(&self, registers: &Registers) -> Option<Obstacle> {
         if self.native.entry.is_err() {
             return Some(Obstacle::NoEntry);
@@ -337,7 +354,8 @@ impl Prepared {
             return Some(Obstacle::ShadowStack);
         }
         let at = registers.stack_pointer();
-        let room = procfs::stack_room(&self.mappings, self.stack_limit, at);
+        let pointer = registers.thread_pointer();
+        let room = procfs::stack_room(&self.mappings, self.stack_limit, at, pointer);
         (room < CALL_STACK).then_some(Obstacle::Stack)
     }
 }

@@ -9,6 +9,7 @@ use sidewinder_linux::Process;
 use sidewinder_linux::carrier::{Carrier, END_RECORD, Gone};
 use sidewinder_model::{Locals, Reason, ScriptEnd, Stacks};
 
+use super::finish::give_back;
 use super::queue::Claim;
 use super::result::Answer;
 use super::{MAX_RESULT, Refusal, Run, milliseconds, payload, refuse};
@@ -60,7 +61,13 @@ impl LeftRunning {
                     if self.process.thread_stat(self.tid).is_none() {
                         break Reason::ScriptEnded;
                     }
-                    continue;
+                    if self.process.runs_another_program() {
+                        break Reason::TargetExited;
+                    }
+                    // Where no file can be opened the last word cannot be written.
+                    if !(seen.elapsed() >= STACK_LOOKS && self.process.is_out_of_descriptors()) {
+                        continue;
+                    }
                 }
             }
             if elapsed >= limit {
@@ -109,7 +116,8 @@ impl LeftRunning {
             }
         }
         for signal in answer.signals() {
-            let _ = self.carrier.signal(&self.process, signal);
+            // What cannot be given back any more is not.
+            let _ = give_back(&self.process, &self.carrier, signal);
         }
     }
 }
@@ -144,6 +152,10 @@ impl Run<'_> {
             return;
         };
         if process.start_time() != self.process.start_time() {
+            return;
+        }
+        // Pins what it runs now.
+        if process.runs_another_program() {
             return;
         }
         claim.left_running();

@@ -36,6 +36,11 @@ impl Registers {
         match *self {}
     }
 
+    /// Where the C library keeps what belongs to the thread.
+    pub fn thread_pointer(&self) -> u64 {
+        match *self {}
+    }
+
     /// What unwinding begins with.
     pub fn unwind(&self) -> native::Registers {
         match *self {}

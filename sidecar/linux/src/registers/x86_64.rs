@@ -74,6 +74,11 @@ impl Registers {
         self.0.rsp
     }
 
+    /// Where the C library keeps what belongs to the thread: at the upper end of a stack that it has made for it.
+    pub fn thread_pointer(&self) -> u64 {
+        self.0.fs_base
+    }
+
     /// What unwinding begins with.
     pub fn unwind(&self) -> native::Registers {
         let regs = &self.0;

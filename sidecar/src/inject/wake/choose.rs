@@ -55,6 +55,16 @@ pub(super) struct Call<'a> {
     pub(super) eventfd: bool,
 }
 
+impl Call<'_> {
+    /// Whether Python does not wait on after `EINTR`: `signal.pause` and sigsuspend return to the application, which takes
+    /// an interrupted `connect` for done; `fcntl.ioctl`, termios and eventfds raise.
+    pub(super) fn returns_to_application(&self) -> bool {
+        self.unix_connect
+            || self.eventfd
+            || matches!(self.name, "pause" | "rt_sigsuspend" | "ioctl")
+    }
+}
+
 /// What was done for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tried {
@@ -121,9 +131,10 @@ impl fmt::Display for Obstacle {
             Self::WantsGil => "it waits for the GIL, which another thread does not give back",
             Self::Computes => "it runs code that is not Python's and makes no system call",
             Self::SignalWaits => {
-                "a signal waits for its Python handler, which could raise where foreign code does not expect it"
+                "a signal waits for its Python handler, which could raise where the call does not expect it; handler and \
+                 script run when the call returns"
             }
-            Self::Stack => "less than 128 KiB of its stack are left",
+            Self::Stack => "less than 128 KiB of its stack are left, or it is on another stack than its own",
             Self::ShadowStack => "its return addresses are kept in a shadow stack",
             Self::NoEntry => "the functions that would have to be called were not found in it",
             Self::Policy => "spec.remoteExec.wake (--wake) allows no more than what was tried",
@@ -165,12 +176,7 @@ pub(super) fn step(seen: &Seen<'_>) -> Step {
                 if futex && seen.main && seen.queue && !seen.tried.queued {
                     return Step::QueueCall;
                 }
-                // pause and sigsuspend return to the application when they are interrupted; fcntl.ioctl and termios
-                // raise.
-                let returns_to_application = call.unix_connect
-                    || call.eventfd
-                    || matches!(call.name, "pause" | "rt_sigsuspend" | "ioctl");
-                if !futex && !returns_to_application && !seen.tried.forced {
+                if !futex && !call.returns_to_application() && !seen.tried.forced {
                     return Step::ForceReturn;
                 }
             }
