@@ -104,115 +104,6 @@ fn a_main_thread_that_keeps_the_gil_is_said_to_be_blocked_and_left_disarmed(pyth
     assert_eq!(target.traces(), before);
 }
 
-fn the_carrier_takes_a_request_back_when_its_sidecar_is_killed(python: Python) {
-    for user in [None, Some((4711, 4712, 4713))] {
-        let target = Start {
-            python,
-            program: STUCK,
-            proc: true,
-            user,
-            ..Start::default()
-        }
-        .start();
-        stuck(&target);
-        // Long before its deadline.
-        let mut exec = target.exec_start("1", &["--start", "90s", "--timeout", "90s"]);
-        target.until("armed", Target::armed);
-        // With all that is in its process group, as a terminal does it.
-        let group = Pid::from_raw(i32::try_from(exec.id()).unwrap());
-        nix::sys::signal::killpg(group, Signal::SIGKILL).unwrap();
-        exec.wait().unwrap();
-        target.until("disarmed", |target| !target.armed());
-    }
-}
-
-/// Our files in the folders of the target's root that are newer than the test.
-fn files_since(target: &Target, start: std::time::SystemTime) -> Vec<std::path::PathBuf> {
-    ["/tmp", "/dev/shm", "/var/tmp"]
-        .iter()
-        .filter_map(|folder| std::fs::read_dir(target.path(folder)).ok())
-        .flatten()
-        .map(|entry| entry.unwrap())
-        .filter(|entry| {
-            entry
-                .file_name()
-                .to_string_lossy()
-                .starts_with(".sidewinder-")
-        })
-        .filter(|entry| {
-            entry
-                .metadata()
-                .is_ok_and(|m| m.modified().unwrap() >= start)
-        })
-        .map(|entry| entry.path())
-        .collect()
-}
-
-fn what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next(python: Python) {
-    let target = Start {
-        python,
-        program: STUCK,
-        user: Some((4711, 4712, 4713)),
-        ..Start::default()
-    }
-    .start();
-    stuck(&target);
-    let start = std::time::SystemTime::now();
-    let mut first = target.exec_start("1", &["--start", "15s"]);
-    target.until("armed", Target::armed);
-    // Somebody else's request is not touched while its sidecar lives: it is waited for, until the time is over.
-    let (code, answer) = target.exec("1", &["--timeout", "300ms"]);
-    assert_eq!(
-        (code, &answer["reason"]),
-        (5, &"TargetBusy".into()),
-        "{answer}"
-    );
-    assert!(target.armed());
-    let held = files_since(&target, start);
-    first.kill().unwrap();
-    first.wait().unwrap();
-    assert!(target.armed());
-    let mine: Vec<_> = held.iter().filter(|file| file.exists()).collect();
-    assert!(mine.len() >= 2, "{held:?}");
-    let (code, answer) = target.exec("1", &["--start", "300ms"]);
-    assert_eq!(
-        (code, &answer["reason"], &answer["disarmed"]),
-        (5, &"TargetBlocked".into(), &true.into()),
-        "{answer}"
-    );
-    assert!(!target.armed());
-    target.until("clean", |_| held.iter().all(|file| !file.exists()));
-}
-
-fn a_disabled_interpreter_is_never_written_to(python: Python) {
-    let target = Start {
-        python,
-        program: BUSY,
-        env: &[("PYTHON_DISABLE_REMOTE_DEBUG", "1")],
-        ..Start::default()
-    }
-    .start();
-    let (code, answer) = target.exec("1", &[]);
-    assert_eq!(
-        (code, &answer["reason"]),
-        (3, &"RemoteDebugDisabled".into()),
-        "{answer}"
-    );
-    assert!(!target.armed());
-}
-
-fn an_audit_hook_may_refuse(python: Python) {
-    let target = python.run(
-        "import sys, os\ndef hook(event, args):\n    if event == 'cpython.remote_debugger_script': raise RuntimeError('no')\nsys.addaudithook(hook)\nsys.unraisablehook = lambda *a: None\nprint('ready', flush=True)\nwhile True: pass",
-    );
-    let (code, answer) = target.exec("1", &[]);
-    assert_eq!(
-        (code, &answer["reason"]),
-        (3, &"AuditHookRefused".into()),
-        "{answer}"
-    );
-}
-
 fn every_exception_is_data(python: Python) {
     let target = python.run(BUSY);
     for (script, kind, message, traceback) in [
@@ -447,44 +338,6 @@ fn a_signal_that_a_script_consumed_reaches_the_application(python: Python) {
     }
 }
 
-fn every_way_to_carry_a_script(python: Python) {
-    let script = "import sys\nf = sys._getframe()\nwhile f.f_code.co_name != '_sidewinder': f = f.f_back\nf.f_locals['result']";
-    for (proc, pid_namespace, user, way) in [
-        (true, false, None, "'/proc/"),
-        (true, false, Some((4711, 4712, 4713)), "'/proc/"),
-        (true, true, Some((4711, 4712, 4713)), "'/proc/"),
-        (false, false, Some((4711, 4712, 4713)), "/.sidewinder-"),
-    ] {
-        let target = Start {
-            python,
-            program: IDLE,
-            proc,
-            pid_namespace,
-            user,
-            ..Start::default()
-        }
-        .start();
-        let before = target.traces();
-        let (code, answer) = target.exec(script, &[]);
-        assert_eq!(code, 0, "{answer}");
-        let result = answer["value"].as_str().unwrap();
-        assert!(result.contains(way), "{result}");
-        assert_eq!(target.traces(), before);
-        for folder in ["/tmp", "/dev/shm", "/var/tmp"] {
-            let left = std::fs::read_dir(target.path(folder)).map_or(0, |entries| {
-                entries
-                    .filter(|entry| {
-                        entry.as_ref().is_ok_and(|entry| {
-                            result.contains(&*entry.file_name().to_string_lossy())
-                        })
-                    })
-                    .count()
-            });
-            assert_eq!(left, 0, "a file was left in {folder}");
-        }
-    }
-}
-
 fn a_missing_thread_or_interpreter_is_named(python: Python) {
     let target = python.run(BUSY);
     let (code, answer) = target.exec("1", &["--thread", "1"]);
@@ -520,10 +373,6 @@ live::on_each_python! {
     what_a_script_schedules_is_noticed_at_once,
     a_busy_loop_answers_by_itself,
     a_main_thread_that_keeps_the_gil_is_said_to_be_blocked_and_left_disarmed,
-    the_carrier_takes_a_request_back_when_its_sidecar_is_killed,
-    what_a_killed_sidecar_left_in_files_is_taken_away_by_the_next,
-    a_disabled_interpreter_is_never_written_to,
-    an_audit_hook_may_refuse,
     every_exception_is_data,
     ten_megabytes_come_whole_and_forty_come_cut,
     other_threads_keep_their_output,
@@ -534,7 +383,6 @@ live::on_each_python! {
     a_script_that_ends_the_process_is_told_from_one_that_fails,
     a_forked_copy_ends_with_the_script,
     a_signal_that_a_script_consumed_reaches_the_application,
-    every_way_to_carry_a_script,
     a_missing_thread_or_interpreter_is_named,
     commands_side_by_side_take_turns_at_the_target,
 }

@@ -265,7 +265,7 @@ impl Run<'_> {
                 && carrier.take_away()
             {
                 *carrier = self.loaded(
-                    Carrier::start_in_folder(self.process, size(request)),
+                    Carrier::start_in_folder(self.process, self.deadline, size(request)),
                     request,
                 )?;
                 // Its result is another one.

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::live::compiled::{Folder, shared};
 use crate::live::{self, Python, Start, Target, sidecar};
+use crate::places::{PRIVATE, USER, files};
 use crate::seccomp::Filter;
 use crate::sidecars::Sidecar;
 
@@ -15,11 +16,18 @@ use crate::sidecars::Sidecar;
 const STUCK: &str = "import ctypes, os, time\ngo, goes = os.pipe()\nprint('ready', flush=True)\nprint(goes, flush=True)\nctypes.PyDLL(None).read(go, ctypes.create_string_buffer(1), 1)\nprint('on', flush=True)\nwhile True: time.sleep(0.01)";
 
 fn start(python: Python, program: &str) -> Target {
+    start_with(python, program, true)
+}
+
+/// Without `/proc` in its root a script is put into files.
+fn start_with(python: Python, program: &str, proc: bool) -> Target {
     Start {
         python,
         program,
-        proc: true,
+        proc,
+        setup: PRIVATE,
         pid_namespace: true,
+        user: Some(USER),
         ..Start::default()
     }
     .start()
@@ -78,18 +86,66 @@ fn goes_on(target: &Target, goes: &str) {
     assert_eq!(document["value"], "42", "{document}");
 }
 
+fn a_request_goes_with_its_sidecar(python: Python) {
+    for (proc, way) in [(true, 0), (false, 2)] {
+        let target = start_with(python, STUCK, proc);
+        let goes = target.line();
+        // Long before its deadline.
+        let mut exec = target.exec_start(
+            "print('ran', flush=True)",
+            &["--start", "90s", "--timeout", "90s"],
+        );
+        target.until("armed", Target::armed);
+        assert_eq!(files(&target).len(), way);
+        // With all that is in its process group, as a terminal does it.
+        let group = Pid::from_raw(i32::try_from(exec.id()).unwrap());
+        nix::sys::signal::killpg(group, Signal::SIGKILL).unwrap();
+        exec.wait().unwrap();
+        target.until("disarmed", |target| !target.armed());
+        target.until("clean", |target| files(target).is_empty());
+        goes_on(&target, &goes);
+    }
+}
+
 fn what_a_killed_sidecar_and_its_carrier_left_is_taken_away_by_the_next(python: Python) {
-    let target = start(python, STUCK);
-    let goes = target.line();
-    left_by_the_dead(&target);
-    let (code, document) = target.exec("1", &["--start", "300ms"]);
-    assert_eq!(
-        (code, &document["reason"], &document["disarmed"]),
-        (5, &"TargetBlocked".into(), &true.into()),
-        "{document}"
-    );
-    assert!(!target.armed());
-    goes_on(&target, &goes);
+    for (proc, way) in [(true, 0), (false, 2)] {
+        let target = start_with(python, STUCK, proc);
+        let goes = target.line();
+        left_by_the_dead(&target);
+        assert_eq!(files(&target).len(), way);
+        let (code, document) = target.exec("1", &["--start", "300ms"]);
+        assert_eq!(
+            (code, &document["reason"], &document["disarmed"]),
+            (5, &"TargetBlocked".into(), &true.into()),
+            "{document}"
+        );
+        assert!(!target.armed() && files(&target).is_empty());
+        goes_on(&target, &goes);
+    }
+}
+
+fn a_request_of_a_sidecar_that_lives_is_waited_for(python: Python) {
+    for proc in [true, false] {
+        let target = start_with(python, STUCK, proc);
+        let goes = target.line();
+        let first = target.exec_start("print('first')", &["--start", "25s"]);
+        target.until("armed", Target::armed);
+        let (code, document) = target.exec("print('second')", &["--timeout", "300ms"]);
+        assert_eq!(
+            (code, &document["reason"]),
+            (5, &"TargetBusy".into()),
+            "{document}"
+        );
+        assert!(target.armed());
+        tell(&target, &goes);
+        assert_eq!(target.line(), "on");
+        let (code, document) = answered(first);
+        assert_eq!(
+            (code, &document["stdout"]),
+            (0, &"first\n".into()),
+            "{document}"
+        );
+    }
 }
 
 /// An agent in the PID namespace of a target, ended with this.
@@ -162,8 +218,6 @@ fn an_agent_takes_away_what_the_dead_left_and_nothing_else(python: Python) {
     goes_on(&other, &others);
 }
 
-const USER: (u32, u32, u32) = (4711, 4712, 4713);
-
 /// Asks for a script in a target that closes itself to everybody without `CAP_SYS_PTRACE` while the request waits. What is
 /// answered, by a sidecar without it.
 fn closes_itself(python: Python, sidecar: &Sidecar, check: impl Fn(&Target, i32, &Value)) {
@@ -227,12 +281,15 @@ fn a_target_that_executes_another_program_while_a_request_waits(python: Python) 
     let folder = Folder::new(python.version(), "other");
     let library = shared("stubborn.c", &folder);
     let executable = format!("/usr/bin/python{}", python.version());
-    let target = start(
+    let target = Start {
         python,
-        &format!(
+        proc: true,
+        program: &format!(
             "import ctypes, os, sys\nchange, changes = os.pipe()\nprogram = [b'{executable}', b'-u', b'-c', b'print(\"another\")\\nimport time\\nwhile True: time.sleep(0.01)', None]\narguments = (ctypes.c_char_p * 5)(*program)\nctypes.CDLL('{library}').other_program_after(change, arguments)\nprint('ready', flush=True)\nprint(changes, flush=True)\nctypes.PyDLL(None).sleep(100000)"
         ),
-    );
+        ..Start::default()
+    }
+    .start();
     let changes = target.line();
     let exec = target.exec_start("print('ran', flush=True)", &["--start", "25s"]);
     target.until("armed", Target::armed);
@@ -250,6 +307,8 @@ fn a_target_that_executes_another_program_while_a_request_waits(python: Python) 
 }
 
 live::on_each_python! {
+    a_request_goes_with_its_sidecar,
+    a_request_of_a_sidecar_that_lives_is_waited_for,
     what_a_killed_sidecar_and_its_carrier_left_is_taken_away_by_the_next,
     an_agent_takes_away_what_the_dead_left_and_nothing_else,
     a_request_is_taken_back_from_a_target_that_has_closed_itself,

@@ -16,11 +16,11 @@ sys.addaudithook(hook)
 print("ready", flush=True)
 while True: time.sleep(0.01)
 "#;
-const USER: (u32, u32, u32) = (4711, 4712, 4713);
+pub(crate) const USER: (u32, u32, u32) = (4711, 4712, 4713);
 /// What a container's root has unless it is told otherwise.
 const CONTAINER: &str = ",+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
 /// Folders of its own, where others that run in the same root would be seen.
-const PRIVATE: &str =
+pub(crate) const PRIVATE: &str =
     "for folder in dev/shm tmp var/tmp; do mount -t tmpfs -o mode=1777 none $root/$folder; done";
 /// A root that nobody writes to.
 const READ_ONLY: &str = "mount --bind $root $root && mount -o remount,bind,ro $root && for folder in dev/shm tmp var/tmp; do mount -t tmpfs -o ro none $root/$folder; done";
@@ -32,7 +32,7 @@ fn tmpfs(folder: &str, options: &str) -> String {
 }
 
 /// Our files that a target could see.
-fn files(target: &Target) -> Vec<String> {
+pub(crate) fn files(target: &Target) -> Vec<String> {
     FOLDERS
         .iter()
         .filter_map(|folder| std::fs::read_dir(target.path(folder)).ok())
@@ -249,6 +249,32 @@ fn a_result_in_a_folder_that_is_full(python: Python) {
     runs(&target, &Sidecar::ptrace(), "/dev/shm/");
 }
 
+fn a_signal_that_a_script_consumed_comes_back_on_every_way(python: Python) {
+    // Nobody but its user and CAP_KILL may send it one.
+    for proc in [true, false] {
+        let target = Start {
+            program: "import time\nprint('ready', flush=True)\ntry:\n    while True: time.sleep(0.01)\nexcept KeyboardInterrupt: print('application', flush=True)\nwhile True: time.sleep(0.01)",
+            proc,
+            user: Some(USER),
+            ..start(python)
+        }
+        .start();
+        let answered = Sidecar::ptrace().exec(
+            &target,
+            "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)",
+            &[],
+        );
+        let document = &answered.document;
+        assert_eq!(
+            document["exception"]["type"], "KeyboardInterrupt",
+            "{document}"
+        );
+        assert_eq!(document["signals"], serde_json::json!(["SIGINT"]));
+        assert_eq!(document["stderr"], "");
+        assert_eq!(target.line(), "application");
+    }
+}
+
 fn nowhere_to_put_a_script(python: Python) {
     let setup = [READ_ONLY, &tmpfs("/dev/shm", ",size=4k")].join(" && ");
     let target = Start {
@@ -419,6 +445,7 @@ live::on_each_python! {
     the_only_folder_that_can_be_written_is_anywhere,
     a_target_that_went_into_a_root_of_its_own,
     a_result_in_a_folder_that_is_full,
+    a_signal_that_a_script_consumed_comes_back_on_every_way,
     nowhere_to_put_a_script,
     a_user_namespace_of_its_own,
     a_pid_namespace_of_its_own,

@@ -98,14 +98,12 @@ impl Run<'_> {
     ) -> Result<Asked, Refusal> {
         let thread = &candidate.support;
         // It fails when the carrier has died, and then the target could not open the script.
-        carrier
-            .will_arm(self.process, slot(thread))
-            .map_err(|error| {
-                refuse(
-                    Reason::SidecarFailed,
-                    format!("the script's carrier has ended: {error}"),
-                )
-            })?;
+        carrier.will_arm(slot(thread)).map_err(|error| {
+            refuse(
+                Reason::SidecarFailed,
+                format!("the script's carrier has ended: {error}"),
+            )
+        })?;
         self.outcome.thread = Some(candidate.tid);
         if candidate
             .os

@@ -148,7 +148,7 @@ impl Run<'_> {
             ))
             .map_err(|error| format!("cannot write the memfd: {error}"))?;
         carrier
-            .will_arm(self.process, slot(&candidate.support))
+            .will_arm(slot(&candidate.support))
             .map_err(|error| format!("the script's carrier has ended: {error}"))?;
         if !self.nest(carrier, candidate, until)? {
             return Ok(());

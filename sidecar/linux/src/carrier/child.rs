@@ -15,9 +15,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use sidewinder_decode::Addr;
 
+use super::error::CarrierError;
+use super::files::{names, unlink};
 use super::{
-    CarrierError, END_RECORD, GOODBYE, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, SIGNAL, message, random,
-    words,
+    END_RECORD, GOODBYE, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, SIGNAL, message, random, words,
 };
 use crate::signals::send_back;
 
@@ -25,12 +26,18 @@ use crate::signals::send_back;
 /// request and wait for the GIL.
 const FIRST_SIGN: Duration = Duration::from_secs(10);
 
+/// The room that an interpreter has for a path, `MAX_SCRIPT_PATH_SIZE`.
+const PATH_BYTES: usize = 512;
+
 /// What the hidden `carrier` command is told; everything is a number.
 #[derive(Debug, PartialEq, Eq)]
 struct Orders {
     descriptors: [RawFd; 4],
     memory: Option<RawFd>,
     user_namespace: Option<RawFd>,
+    /// Where script and result lie as files, and the number in their names.
+    folder: Option<RawFd>,
+    id: u64,
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
@@ -45,6 +52,8 @@ fn orders(args: &[String]) -> Option<Orders> {
         pidfd,
         memory,
         user_namespace,
+        folder,
+        id,
         uid,
         gid,
         groups,
@@ -63,6 +72,8 @@ fn orders(args: &[String]) -> Option<Orders> {
         ],
         memory: optional(memory).ok()?,
         user_namespace: optional(user_namespace).ok()?,
+        folder: optional(folder).ok()?,
+        id: id.parse().ok()?,
         uid: uid.parse().ok()?,
         gid: gid.parse().ok()?,
         groups: groups
@@ -79,6 +90,7 @@ fn orders(args: &[String]) -> Option<Orders> {
             .iter()
             .chain(&orders.memory)
             .chain(&orders.user_namespace)
+            .chain(&orders.folder)
             .all(|fd| *fd > 2)
     })
 }
@@ -138,6 +150,7 @@ fn carry(orders: &Orders) -> io::Result<()> {
         .into_iter()
         .chain(orders.memory)
         .chain(orders.user_namespace)
+        .chain(orders.folder)
     {
         // Whoever runs this by hand with other numbers gets an error instead of somebody's descriptor.
         // SAFETY: asking about a descriptor changes nothing, whatever the number.
@@ -150,15 +163,13 @@ fn carry(orders: &Orders) -> io::Result<()> {
         .descriptors
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     // SAFETY: as above.
-    let memory = orders
-        .memory
-        .map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    // SAFETY: as above.
-    let user_namespace = orders
-        .user_namespace
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let [memory, user_namespace, folder] = [orders.memory, orders.user_namespace, orders.folder]
+        .map(|fd| fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    let memory = memory.map(File::from);
     let mut control = UnixStream::from(control);
     let settled = take_identity(orders)
+        // Files are found whoever we are.
+        .or_else(|error| folder.as_ref().map(|_| ()).ok_or(error))
         .map_err(|error| (Stage::Identity, error))
         .and_then(|()| enter(user_namespace.as_ref()).map_err(|error| (Stage::Namespace, error)))
         .and_then(|()| {
@@ -191,23 +202,32 @@ fn carry(orders: &Orders) -> io::Result<()> {
         }
     }
     // The sidecar is gone: whoever ends a carrier in good order says goodbye. Nobody waits for what would start now.
+    let ours = match folder {
+        Some(_) => format!("/{}", names(orders.id)[0]),
+        None => format!("/proc/{}/fd/{}", std::process::id(), script.as_raw_fd()),
+    };
+    let is_ours = |path: &[u8]| match folder {
+        Some(_) => path.ends_with(ours.as_bytes()),
+        None => path == ours.as_bytes(),
+    };
     let take_back = || {
         if let Some([pid, pending, path]) = request
             && let Ok(pid) = i32::try_from(pid)
             && !ended(&pidfd)
         {
-            let ours = format!("/proc/{}/fd/{}\0", std::process::id(), script.as_raw_fd());
             let target = Memory {
                 pid: Pid::from_raw(pid),
                 file: memory.as_ref(),
             };
-            target.take_back(Addr(pending), Addr(path), ours.as_bytes());
+            return target.take_back(Addr(pending), Addr(path), is_ours);
         }
+        false
     };
-    take_back();
+    let mut taken = take_back();
     // What the thread had accepted by then finds its file, and has a place for its result.
     let accepted = Instant::now() + FIRST_SIGN;
     while request.is_some()
+        && !taken
         && !ended(&pidfd)
         && !finished(&result)
         && Instant::now() < end_of_life
@@ -221,8 +241,11 @@ fn carry(orders: &Orders) -> io::Result<()> {
                 tv_nsec: 100_000_000,
             }),
         );
+        taken = take_back();
     }
-    take_back();
+    if let Some(folder) = folder {
+        unlink(folder, orders.id);
+    }
     Ok(())
 }
 
@@ -333,24 +356,25 @@ impl Memory<'_> {
             == Ok(len)
     }
 
-    /// As the sidecar would have done it; without the right to, nothing happens.
-    fn take_back(&self, pending: Addr, path: Addr, ours: &[u8]) {
+    /// As the sidecar would have done it; whether a request that is ours waited there, and does not any more. Without the
+    /// right to, nothing happens.
+    fn take_back(&self, pending: Addr, path: Addr, is_ours: impl Fn(&[u8]) -> bool) -> bool {
         let mut flag = [0; 4];
-        let mut there = vec![0; ours.len()];
-        if !self.read(pending, &mut flag)
-            || flag == [0; 4]
-            || !self.read(path, &mut there)
-            || there != ours
-        {
-            return;
+        let mut there = [0; PATH_BYTES];
+        if !self.read(pending, &mut flag) || flag == [0; 4] || !self.read(path, &mut there) {
+            return false;
+        }
+        let text = there.split(|byte| *byte == 0).next();
+        if !text.is_some_and(is_ours) {
+            return false;
         }
         let none = [0; 4];
         if let Some(file) = self.file {
-            let _ = file.write_all_at(&none, pending.0);
+            file.write_all_at(&none, pending.0).is_ok()
         } else {
             let remote = Self::remote(pending, none.len());
-            let _ =
-                nix::sys::uio::process_vm_writev(self.pid, &[io::IoSlice::new(&none)], &[remote]);
+            nix::sys::uio::process_vm_writev(self.pid, &[io::IoSlice::new(&none)], &[remote])
+                == Ok(none.len())
         }
     }
 }
@@ -366,17 +390,18 @@ mod tests {
 
     #[test]
     fn orders_are_numbers_or_refused() {
-        let read = orders(&args("5 6 7 8 - - 1000 1001 [4,27] 30000")).unwrap();
+        let read = orders(&args("5 6 7 8 - - - 0 1000 1001 [4,27] 30000")).unwrap();
         assert_eq!((read.descriptors, read.memory), ([5, 6, 7, 8], None));
         assert_eq!((read.uid, read.gid, read.groups), (1000, 1001, vec![4, 27]));
         assert_eq!(read.lifetime, Duration::from_secs(30));
         assert_eq!(
-            orders(&args("5 6 7 8 9 10 0 0 [] 1")).unwrap().groups,
+            orders(&args("5 6 7 8 9 10 11 77 0 0 [] 1")).unwrap().groups,
             Vec::<u32>::new()
         );
-        assert_eq!(orders(&args("0 6 7 8 - - 0 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 - - root 0 [] 1")), None);
-        assert_eq!(orders(&args("5 6 7 8 9 - 0 0 [x] 1")), None);
+        assert_eq!(orders(&args("0 6 7 8 - - - 0 0 0 [] 1")), None);
+        assert_eq!(orders(&args("5 6 7 8 - - - 0 root 0 [] 1")), None);
+        assert_eq!(orders(&args("5 6 7 8 9 - - 0 0 0 [x] 1")), None);
+        assert_eq!(orders(&args("5 6 7 8 9 - 2 0 0 0 [] 1")), None);
         assert_eq!(orders(&args("5 6 7")), None);
     }
 

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
@@ -31,12 +31,32 @@ const AMPLE_ROOM: u64 = 48 << 20;
 #[derive(Debug)]
 pub(super) struct Files {
     dir: OwnedFd,
-    names: [String; 2],
+    id: u64,
     owner: Identity,
     room: u64,
 }
 
+/// The names of a script and its result.
+pub(super) fn names(id: u64) -> [String; 2] {
+    [
+        format!("{PREFIX}{id:016x}.py"),
+        format!("{PREFIX}{id:016x}.out"),
+    ]
+}
+
+/// Unlinks both.
+pub(super) fn unlink(dir: impl AsFd, id: u64) {
+    for name in names(id) {
+        let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
+    }
+}
+
 impl Files {
+    /// Where they lie, and the number in their names.
+    pub(super) fn folder(&self) -> (BorrowedFd<'_>, u64) {
+        (self.dir.as_fd(), self.id)
+    }
+
     /// How many bytes the result may have: there were so many, and nobody else is to miss all of them.
     pub(super) fn room(&self) -> u64 {
         RESULT_ROOM.max(self.room / 2)
@@ -45,11 +65,7 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        let _ = self.owner.act(|| {
-            for name in &self.names {
-                let _ = rustix::fs::unlinkat(&self.dir, name.as_str(), AtFlags::empty());
-            }
-        });
+        let _ = self.owner.act(|| unlink(&self.dir, self.id));
     }
 }
 
@@ -98,26 +114,19 @@ pub(super) fn make(process: &Process, status: &Status, size: u64) -> Result<Made
 
 fn make_in(folder: &str, dir: OwnedFd, owner: &Identity, size: u64, room: u64) -> io::Result<Made> {
     let id = u64::from(random()?) << 32 | u64::from(random()?);
-    let names = [
-        format!("{PREFIX}{id:016x}.py"),
-        format!("{PREFIX}{id:016x}.out"),
-    ];
     let folder = folder.trim_end_matches('/');
-    let paths = (
-        format!("{folder}/{}", names[0]),
-        format!("{folder}/{}", names[1]),
-    );
+    let [script, result] = names(id);
+    let paths = (format!("{folder}/{script}"), format!("{folder}/{result}"));
     // From here on whatever was made is unlinked when something fails.
     let files = Files {
         dir,
-        names,
+        id,
         owner: owner.clone(),
         room: room.saturating_sub(size),
     };
-    let [script, result] = &files.names;
     let (script, result) = owner.act(|| {
-        let script = create(files.dir.as_fd(), script, 0o444, size)?;
-        let result = create(files.dir.as_fd(), result, 0o600, RESULT_ROOM)?;
+        let script = create(files.dir.as_fd(), &script, 0o444, size)?;
+        let result = create(files.dir.as_fd(), &result, 0o600, RESULT_ROOM)?;
         Ok::<_, io::Error>((script, result))
     })??;
     let uid = rustix::fs::Uid::from_raw(owner.uid());
