@@ -226,7 +226,6 @@ fn answer(outcome: &TargetOutcome, action: &Action, json: bool) -> anyhow::Resul
 fn advice(reason: Reason) -> Option<&'static str> {
     match reason {
         Reason::NoPythonProcess => Some("`sidewinder-sidecar ps` lists the Python processes."),
-        Reason::PermissionDenied => Some("Run it as root, or as the target's own user and group."),
         Reason::TargetBlocked => {
             Some("`--thread any` lets another thread answer; `--start` waits longer.")
         }
