@@ -57,7 +57,7 @@ fn hook(event: &str, condition: &str) -> String {
 }
 
 fn an_audit_hook_refuses(python: Python) {
-    for (event, condition, says) in [
+    let cases = [
         (
             "cpython.remote_debugger_script",
             "True",
@@ -81,14 +81,20 @@ fn an_audit_hook_refuses(python: Python) {
             "str(args[0]).startswith('/proc/') and args[2] & 1",
             "open of its result",
         ),
-    ] {
-        let target = start(python, &format!("{}{LOOP}", hook(event, condition)));
-        let said = refused(&target, "AuditHookRefused", 3);
-        assert!(
-            said.contains(says) && !said.contains("open_code"),
-            "{event}: {said}"
-        );
-    }
+    ];
+    // Each takes as long as a script may take to give a sign of life.
+    std::thread::scope(|scope| {
+        for (event, condition, says) in cases {
+            scope.spawn(move || {
+                let target = start(python, &format!("{}{LOOP}", hook(event, condition)));
+                let said = refused(&target, "AuditHookRefused", 3);
+                assert!(
+                    said.contains(says) && !said.contains("open_code"),
+                    "{event}: {said}"
+                );
+            });
+        }
+    });
 }
 
 /// What runs before the script's own statements.
@@ -127,7 +133,8 @@ fn hooks_that_are_set_before_python_starts(python: Python) {
     let options = [library.to_str().unwrap(), "-Wl,--allow-shlib-undefined"];
     compile("hooks.c", &folder.outside.join("hooks"), &options);
     let program = folder.path("hooks");
-    for (audit, open_code, reason) in [
+    let program = &program;
+    let cases = [
         ("none", "none", None),
         ("watches", "opens", None),
         ("refuses", "none", Some("AuditHookRefused")),
@@ -135,17 +142,18 @@ fn hooks_that_are_set_before_python_starts(python: Python) {
         ("none", "read", Some("OpenCodeRefused")),
         ("refuses", "opens", Some("AuditHookRefused")),
         ("watches", "read", Some("OpenCodeRefused")),
-    ] {
+    ];
+    let case = move |audit: &str, open_code: &str, reason: Option<&str>| {
         let target = Start {
             python,
-            command: &[&program, audit, open_code, LOOP],
+            command: &[program, audit, open_code, LOOP],
             proc: true,
             ..Start::default()
         }
         .start();
         let Some(reason) = reason else {
             runs(&target);
-            continue;
+            return;
         };
         let said = refused(&target, reason, 3);
         assert_eq!(said.contains("audit hook"), audit != "none", "{said}");
@@ -154,7 +162,12 @@ fn hooks_that_are_set_before_python_starts(python: Python) {
             open_code != "none",
             "{said}"
         );
-    }
+    };
+    std::thread::scope(|scope| {
+        for (audit, open_code, reason) in cases {
+            scope.spawn(move || case(audit, open_code, reason));
+        }
+    });
 }
 
 /// Not one that raises: what a callback of `ctypes` raises does not reach whoever called it.
