@@ -1,5 +1,7 @@
 //! Scripts that await.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::{BUSY, LOOP, VERSIONS, answer, assert_same, inventory, program, value};
@@ -116,6 +118,20 @@ fn a_loop_of_uvloop_and_one_in_another_thread() {
             (&json!("'slept'"), &json!("uvloop\n")),
             "{answer:#}"
         );
+        let (code, answer) = target.exec(
+            "import asyncio\nprint('first')\nawait asyncio.sleep(3600)",
+            &["--thread", &tid, "--timeout", "1s"],
+        );
+        assert_eq!(
+            (
+                code,
+                &answer["reason"],
+                &answer["stillRunning"],
+                &answer["stdout"]
+            ),
+            (5, &json!("ScriptTimeout"), &json!(false), &json!("first\n")),
+            "{answer:#}"
+        );
     }
 }
 
@@ -146,6 +162,9 @@ const STUCK: &str = r#"
 import asyncio, os, threading, time
 async def main():
     print("ready", flush=True)
+    ready = asyncio.get_running_loop()._ready
+    while not ready and not os.path.exists("/tmp/NAME"): time.sleep(0.001)
+    print("queued", flush=True)
     while not os.path.exists("/tmp/NAME"): time.sleep(0.01)
     os.unlink("/tmp/NAME")
     print("turns", flush=True)
@@ -179,6 +198,7 @@ fn a_loop_that_does_not_turn_never_begins_the_script() {
             answer["stacks"].to_string().contains("\"main\""),
             "{answer:#}"
         );
+        assert_eq!(target.line(), "queued");
         // Nothing stands in for the streams of a script that never began.
         assert_same(&target, &before, &[], "");
         let folder = root_of(python).join("tmp");
@@ -194,6 +214,45 @@ fn a_loop_that_does_not_turn_never_begins_the_script() {
         );
         assert!(!folder.join(format!("{name}-ran")).exists());
         assert_same(&target, &before, &[], "");
+    }
+}
+
+#[test]
+fn a_command_that_is_interrupted_before_the_loop_turns_never_begins_it() {
+    for python in VERSIONS {
+        let name = format!(
+            "sidewinder-cancel-{}-{}",
+            std::process::id(),
+            python.version()
+        );
+        let target = program(python, &STUCK.replace("NAME", &name));
+        let folder = root_of(python).join("tmp");
+        let script = format!("import os\nopen('/tmp/{name}-ran', 'w').close()\nawait os");
+        let mut command = target.exec_start(&script, &["--start", "20s"]);
+        assert_eq!(target.line(), "queued");
+        kill(
+            Pid::from_raw(i32::try_from(command.id()).unwrap()),
+            Signal::SIGINT,
+        )
+        .unwrap();
+        let code = command.wait().unwrap().code();
+        let answer: serde_json::Value =
+            serde_json::from_reader(command.stdout.take().unwrap()).unwrap();
+        assert_eq!(
+            (code, &answer["reason"], &answer["disarmed"]),
+            (Some(130), &json!("Cancelled"), &json!(true)),
+            "{answer:#}"
+        );
+        std::fs::write(folder.join(&name), "").unwrap();
+        assert_eq!(target.line(), "turns");
+        assert_eq!(
+            value(
+                &target,
+                "import asyncio\nawait asyncio.sleep(0)\nlen(asyncio.all_tasks())"
+            ),
+            "2"
+        );
+        assert!(!folder.join(format!("{name}-ran")).exists());
     }
 }
 

@@ -316,7 +316,7 @@ impl Run<'_> {
             }
             rested?;
             if self.answer.queued() {
-                return self.wait_for_loop(carrier, start);
+                return self.wait_for_loop(carrier, start).map(|()| true);
             }
             if self.answer.withdrawn() {
                 return Ok(false);

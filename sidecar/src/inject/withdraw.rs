@@ -1,39 +1,46 @@
 //! Scripts that a target has accepted and not begun: what awaits needs a turn of its event loop.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sidewinder_linux::carrier::Carrier;
+use sidewinder_linux::carrier::{Carrier, Gone};
 use sidewinder_model::Reason;
 
 use super::{Refusal, Run, pace, refuse};
 
 impl Run<'_> {
-    /// Waits until the loop that an awaiting script is queued at begins it. When it has not by `until`, the script is
-    /// withdrawn. False when it never will begin, since it is not wanted any more.
+    /// Waits until the loop that an awaiting script is queued at begins it. When it has not by `until`, or is not wanted
+    /// any more, the script is withdrawn.
     pub(super) fn wait_for_loop(
         &mut self,
         carrier: &Carrier,
         until: Instant,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<(), Refusal> {
         let began = Instant::now();
         loop {
-            let gone = self.process.wait_exit(pace(began.elapsed()));
+            let gone = carrier.wait(self.process, pace(began.elapsed()));
             self.update(carrier.result());
             if self.answer.started() {
-                return Ok(true);
+                return Ok(());
             }
-            if gone {
-                return Err(self.exited());
+            match gone {
+                Gone::Nobody => {}
+                Gone::Process => return Err(self.exited()),
+                // Nothing begins that cannot say so.
+                Gone::Carrier => {
+                    return Err(refuse(
+                        Reason::SidecarFailed,
+                        "the script's carrier was killed before the event loop began the script, which will not run",
+                    ));
+                }
             }
-            let cancelled = self.cancel.load(Ordering::SeqCst);
-            if !cancelled && Instant::now() < until {
+            let unwanted = self.still_wanted().err();
+            if unwanted.is_none() && Instant::now() < until {
                 continue;
             }
-            return match (self.withdraw(carrier)?, cancelled) {
-                (false, _) => Ok(true),
-                (true, true) => Ok(false),
-                (true, false) => Err(self.loop_does_not_turn(began.elapsed())),
+            return if self.withdraw(carrier)? {
+                Err(unwanted.unwrap_or_else(|| self.loop_does_not_turn(began.elapsed())))
+            } else {
+                Ok(())
             };
         }
     }
