@@ -33,7 +33,7 @@ finally:
 const SOON: Duration = Duration::from_secs(30);
 
 /// Waits inside the target until a shell's test holds.
-async fn until(namespace: &TestNamespace, pod: &str, test: &str) -> Result<()> {
+pub(crate) async fn until(namespace: &TestNamespace, pod: &str, test: &str) -> Result<()> {
     let wait = format!("for i in $(seq 300); do [ {test} ] && exit 0; sleep 0.05; done; exit 1");
     let waited = namespace.shell_in(pod, &wait).await;
     waited
@@ -42,7 +42,10 @@ async fn until(namespace: &TestNamespace, pod: &str, test: &str) -> Result<()> {
 }
 
 /// Starts the session and waits until its script runs.
-async fn begin(namespace: &TestNamespace, session: &DebugSession) -> Result<DebugSession> {
+pub(crate) async fn begin(
+    namespace: &TestNamespace,
+    session: &DebugSession,
+) -> Result<DebugSession> {
     let created = sessions::create(&namespace.sessions(), session).await?;
     until(namespace, &session.spec.target.pod_name, "-s /tmp/runs").await?;
     Ok(created)
@@ -70,13 +73,13 @@ pub(crate) async fn check_stopped(
     Ok(())
 }
 
-fn long(name: &str, pod: &str) -> DebugSession {
+pub(crate) fn long(name: &str, pod: &str) -> DebugSession {
     let mut session = sessions::exec(name, pod, LONG_SCRIPT);
     session.spec.timeout_seconds = 120;
     session
 }
 
-async fn runs(namespace: &TestNamespace, pod: &str) -> Result<usize> {
+pub(crate) async fn runs(namespace: &TestNamespace, pod: &str) -> Result<usize> {
     Ok(namespace
         .shell_in(pod, "cat /tmp/runs")
         .await?
@@ -239,7 +242,7 @@ fn an_agent_that_is_killed_never_runs_a_script_again() {
 }
 
 /// Kills the operator without a chance to tidy up, and waits until its successor is ready.
-async fn kill_the_operator(namespace: &TestNamespace) -> Result<()> {
+pub(crate) async fn kill_the_operator(namespace: &TestNamespace) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), names::NAMESPACE);
     let label = format!("{}={}", names::APP_LABEL, names::APP);
     let killed = pods.list(&ListParams::default().labels(&label)).await?;

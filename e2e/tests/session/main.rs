@@ -7,6 +7,7 @@ mod actions;
 mod confinement;
 mod expect;
 mod interruptions;
+mod once;
 mod outages;
 mod refusals;
 mod schema;

@@ -386,7 +386,7 @@ impl Reason {
                 "This is its owner's decision and is not worked around."
             }
             Self::ScriptTimeout => {
-                "Raise `timeoutSeconds`, or make the script shorter. The output so far is kept."
+                "Raise `timeoutSeconds`, or make the script shorter. The output so far is kept. Where `exec.stillRunning` is true it could not be stopped; with `exec.watched` an Event will tell its end."
             }
             Self::Timeout => "Raise `timeoutSeconds`. What was read until then is kept.",
             Self::TooManyTargets => "Narrow the selector.",
