@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest as _, Sha256};
+use sidewinder_linux::carrier::LEAST_DESCRIPTOR;
 use sidewinder_model::wire::{HEADER_BYTES, Header};
 use sidewinder_model::{
     Action, Data, ExecOutcome, ExecRequest, Outcome, PROTOCOL, ProcessSelector, Reason, Request,
@@ -128,14 +129,21 @@ impl Agent {
         children.into_iter().filter(carries).collect()
     }
 
-    /// Kills the child that carries the script, once it is there as such: it waits in `recvfrom` for what it is told.
+    /// Kills the child that carries the script, once it does: before that another way would be taken.
     pub(crate) fn kill_carrier(&self) {
         let ready = |pid: &i32| {
-            std::fs::read_to_string(format!("/proc/{pid}/syscall"))
-                .is_ok_and(|syscall| syscall.starts_with("45 "))
+            let held = std::fs::read_dir(format!("/proc/{pid}/fd"));
+            let mut high = held.into_iter().flatten().flatten().filter(|fd| {
+                let number = fd.file_name().to_string_lossy().parse::<u32>();
+                number.is_ok_and(|number| number >= LEAST_DESCRIPTOR)
+            });
+            high.any(|fd| {
+                let text = std::fs::read(fd.path()).unwrap_or_default();
+                text.first().is_some_and(|byte| *byte != 0)
+            })
         };
         until(
-            "one carrier is there",
+            "a script is carried",
             || matches!(self.carriers().as_slice(), [one] if ready(one)),
         );
         for carrier in self.carriers() {
