@@ -24,6 +24,7 @@ use sidewinder_decode::remote_exec::{self, ThreadSupport};
 use sidewinder_decode::still::Any;
 use sidewinder_linux::Process;
 use sidewinder_linux::carrier::{self, Carrier, CarrierError};
+use sidewinder_linux::program::Program;
 use sidewinder_linux::write::{RequestSlot, disarm_stale};
 use sidewinder_model::{ExecOutcome, ExecRequest, Reason, Stacks, ThreadChoice, Wake, WakePolicy};
 
@@ -108,6 +109,8 @@ pub fn exec(
         paused: Duration::ZERO,
         armed: false,
         left: None,
+        unseen: false,
+        program: process.program(),
     };
     let (reason, message) = match run.exec(request) {
         Ok(()) if run.answer.failed() => (Reason::ScriptError, run.answer.exception_line()),
@@ -180,6 +183,9 @@ struct Run<'a> {
     paused: Duration,
     armed: bool,
     left: Option<LeftRunning>,
+    /// Nothing will show the end of a script that is still running.
+    unseen: bool,
+    program: Program,
 }
 
 /// What came of asking threads that did not answer.
@@ -193,10 +199,6 @@ struct AskedInVain {
 
 impl Run<'_> {
     fn exec(&mut self, request: &ExecRequest) -> Result<(), Refusal> {
-        // From here on whatever is written is written to the program that is there now.
-        if self.process.runs_another_program() {
-            return Err(self.exited());
-        }
         let (claim, mut candidates) = self.turn(request, Wanted::Chosen, self.deadline)?;
         let start = self
             .deadline

@@ -256,6 +256,29 @@ fn a_script_whose_carrier_is_killed_ends_by_itself_and_its_end_is_told() {
 }
 
 #[test]
+fn an_awaiting_script_whose_carrier_is_killed_keeps_nobody_from_its_thread() {
+    let program = "import asyncio\nasync def main():\n    print('ready', flush=True)\n    while True: await \
+                   asyncio.sleep(0.005)\nasyncio.run(main())";
+    for python in PYTHONS {
+        let world = World::of(python, program);
+        let agent = Agent::start();
+        let mut relay = agent.connect();
+        let text = "import asyncio\nwith open('/mnt/runs-a', 'a') as runs: runs.write('run\\n')\nwhile True: await \
+                    asyncio.sleep(0.01)";
+        relay.begin(&Script::new("a", world.target.pid, text));
+        world.until_it_runs("a");
+        agent.kill_carrier();
+        let end = relay.end("a");
+        assert_eq!(end.reason(), Reason::SidecarFailed, "{end:?}");
+        assert!(end.exec().still_running && !end.exec().watched, "{end:?}");
+        assert!(end.target().message.contains("is not known"), "{end:?}");
+        relay.begin(&world.short("b"));
+        assert_eq!(relay.end("b").reason(), Reason::Succeeded);
+        assert_eq!((world.runs("a"), world.runs("b")), (1, 1));
+    }
+}
+
+#[test]
 fn what_is_cancelled_at_any_step_never_runs_later() {
     for python in PYTHONS {
         let world = World::blocked(python);

@@ -51,13 +51,18 @@ struct World {
 impl World {
     /// One whose main thread is blocked.
     fn blocked(python: Python) -> Self {
-        Self::in_folder(python, Rc::new(tempfile::tempdir().unwrap()))
+        Self::of(python, PROGRAM)
     }
 
-    fn in_folder(python: Python, folder: Rc<tempfile::TempDir>) -> Self {
+    /// One that runs another program.
+    fn of(python: Python, program: &str) -> Self {
+        Self::in_folder(python, program, Rc::new(tempfile::tempdir().unwrap()))
+    }
+
+    fn in_folder(python: Python, program: &str, folder: Rc<tempfile::TempDir>) -> Self {
         let target = Start {
             python,
-            program: PROGRAM,
+            program,
             proc: true,
             mnt: Some(folder.path().to_owned()),
             ..Start::default()
@@ -75,7 +80,7 @@ impl World {
 
     /// One more that shares the folder of another one, and comes by as that one does.
     fn beside(other: &Self, python: Python) -> Self {
-        let world = Self::in_folder(python, Rc::clone(&other.folder));
+        let world = Self::in_folder(python, PROGRAM, Rc::clone(&other.folder));
         assert_eq!(world.target.line(), "released");
         world
     }

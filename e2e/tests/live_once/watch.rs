@@ -174,3 +174,23 @@ fn an_agent_that_is_killed_while_it_watches_leaves_the_target_alone() {
     world.goes_on();
     assert_eq!((world.runs("a"), world.runs("b")), (1, 1));
 }
+
+/// `execve` leaves process, start time and thread as they were.
+#[test]
+fn a_process_that_executes_another_program_takes_the_script_along() {
+    for python in PYTHONS {
+        let world = World::new(python);
+        let agent = Agent::start();
+        let mut relay = agent.connect();
+        let text = "with open('/mnt/runs-a', 'a') as runs: runs.write('run\\n')\nimport os\nos.execv('/bin/sleep', ['sleep', \
+                    '1000'])";
+        relay.begin(&Script::new("a", world.target.pid, text));
+        let end = relay.end("a");
+        assert_eq!(end.reason(), Reason::TargetExited, "{end:?}");
+        assert!(end.target().message.contains("another program"), "{end:?}");
+        assert!(!end.exec().still_running);
+        assert_eq!(world.runs("a"), 1);
+        relay.begin(&world.short("b"));
+        assert_eq!(relay.end("b").reason(), Reason::NoPythonProcess);
+    }
+}

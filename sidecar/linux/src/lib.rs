@@ -14,6 +14,7 @@ mod memory;
 pub mod priority;
 pub mod process;
 pub mod procfs;
+pub mod program;
 pub mod registers;
 pub mod signals;
 mod sockets;

@@ -203,13 +203,6 @@ impl Process {
             .clone()
     }
 
-    /// Whether it executes another program than when it was first written to, or before that when this was first asked.
-    pub fn runs_another_program(&self) -> bool {
-        // Memory that nobody has any more ends at its beginning.
-        self.pinned_memory()
-            .is_some_and(|memory| matches!(memory.read_at(&mut [0], 0), Ok(0)) && self.alive())
-    }
-
     pub(crate) fn proc_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
         self.read_bounded(path, PROC_BUFFER, MAX_PROC_BYTES)
     }
@@ -386,7 +379,6 @@ impl Process {
     /// its build ID, so that no other build has the same. Overlay file systems and btrfs give out other device numbers
     /// in `stat` than in `maps`.
     fn begins_like(&self, file: &File, mapping: &Mapping) -> bool {
-        use std::os::unix::fs::FileExt as _;
         let (mut on_disk, mut in_memory) = ([0; 4096], [0; 4096]);
         mapping.offset == 0
             && file.read_exact_at(&mut on_disk, 0).is_ok()

@@ -104,3 +104,50 @@ pub enum ToOperator {
     #[serde(other)]
     Unknown,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ExecOutcome;
+
+    #[test]
+    fn what_an_older_side_does_not_say_is_not_so_and_what_a_newer_one_says_is_passed_over() {
+        let older = json!({"stdout": "", "stillRunning": true});
+        let outcome: ExecOutcome = serde_json::from_value(older).unwrap();
+        assert!(outcome.still_running && !outcome.watched);
+        assert!(
+            !serde_json::to_string(&outcome).unwrap().contains("watched"),
+            "it is said where it is so"
+        );
+        for newer in [
+            json!({"type": "dance"}),
+            json!({"type": "dance", "id": "a", "steps": [1, 2]}),
+        ] {
+            assert_eq!(
+                serde_json::from_value::<ToAgent>(newer.clone()).unwrap(),
+                ToAgent::Unknown
+            );
+            assert_eq!(
+                serde_json::from_value::<ToOperator>(newer).unwrap(),
+                ToOperator::Unknown
+            );
+        }
+    }
+
+    #[test]
+    fn the_words_of_a_watch_stay_as_they_are() {
+        let watch = ToAgent::Watch { id: "a".into() };
+        assert_eq!(
+            serde_json::to_value(watch).unwrap(),
+            json!({"type": "watch", "id": "a"})
+        );
+        let ended =
+            json!({"type": "scriptEnded", "id": "a", "end": {"pid": 7, "reason": "ScriptEnded"}});
+        let ToOperator::ScriptEnded { id, end } = serde_json::from_value(ended).unwrap() else {
+            panic!("it is something else")
+        };
+        assert_eq!((id.as_str(), end.pid, end.after_milliseconds), ("a", 7, 0));
+    }
+}

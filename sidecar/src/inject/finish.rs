@@ -43,8 +43,8 @@ impl Run<'_> {
                 Gone::Process => break Err(self.exited_meanwhile()),
                 Gone::Carrier => break Err(self.carrier_lost(candidate.tid)),
             }
-            if self.process.runs_another_program() {
-                break Err(self.another_program());
+            if let Some(refusal) = self.replaced() {
+                break Err(refusal);
             }
             if self.answer.withdrawn() {
                 return Err(self.loop_does_not_turn(began.elapsed()));
@@ -127,7 +127,7 @@ impl Run<'_> {
     /// Whether the script has ended, as its result says now.
     fn over(&mut self, carrier: &Carrier) -> bool {
         self.update(carrier.result());
-        self.answer.finished() || !self.process.alive() || self.process.runs_another_program()
+        self.answer.finished() || !self.process.alive() || self.program.is_over()
     }
 
     /// Asks the script's thread a second time: nested in the script, or wherever the loop is that the script waits at, its
@@ -179,16 +179,6 @@ impl Run<'_> {
             && self.innermost(candidate).is_none()
             && !self.process.wait_exit(ARM_PAUSE)
             && self.innermost(candidate).is_none()
-    }
-
-    fn another_program(&self) -> Refusal {
-        refuse(
-            Reason::TargetExited,
-            format!(
-                "process {} executes another program since: the script, and all that ran in it, ended with the one before",
-                self.process.ns_pid()
-            ),
-        )
     }
 
     fn exited_meanwhile(&self) -> Refusal {

@@ -13,6 +13,7 @@ const HEADER: usize = 9;
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     progress: Progress,
+    awaits: bool,
     told_to_end: u8,
     handler: Option<u8>,
     damaged: bool,
@@ -91,7 +92,10 @@ impl Answer {
     fn record(&mut self, kind: u8, payload: &[u8]) {
         let text = || String::from_utf8_lossy(payload).into_owned();
         match kind {
-            b'A' if self.progress == Progress::NotStarted => self.progress = Progress::Queued,
+            b'A' if self.progress == Progress::NotStarted => {
+                self.progress = Progress::Queued;
+                self.awaits = true;
+            }
             // What was withdrawn first does not start, whatever it says.
             b'S' | b'F' if self.progress == Progress::Withdrawn => {}
             b'S' => self.progress = Progress::Started,
@@ -140,6 +144,11 @@ impl Answer {
     /// The script awaits and is queued at its loop, which has not come by yet.
     pub(super) fn queued(&self) -> bool {
         self.progress == Progress::Queued
+    }
+
+    /// The script awaits: it runs as a task, which stands on no stack while it waits.
+    pub(super) fn awaits(&self) -> bool {
+        self.awaits
     }
 
     /// The script's first statement is about to run, or has.

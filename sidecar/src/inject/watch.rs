@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use sidewinder_decode::{Limits, Runtime};
 use sidewinder_linux::Process;
 use sidewinder_linux::carrier::{Carrier, END_RECORD, Gone};
+use sidewinder_linux::program::Program;
 use sidewinder_model::{Locals, Reason, ScriptEnd, Stacks};
 
 use super::finish::give_back;
@@ -18,6 +19,8 @@ use super::{MAX_RESULT, Refusal, Run, milliseconds, payload, refuse};
 const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// How long it is looked at often.
 const AT_FIRST: Duration = Duration::from_secs(5);
+/// How long a process may take to end whose memory is gone.
+const ENDING: Duration = Duration::from_millis(200);
 /// How often the stack is looked at where no result can be written any more.
 const STACK_LOOKS: Duration = Duration::from_secs(1);
 
@@ -26,6 +29,7 @@ const STACK_LOOKS: Duration = Duration::from_secs(1);
 pub struct LeftRunning {
     process: Process,
     runtime: Runtime,
+    program: Program,
     carrier: Carrier,
     tid: u64,
     began: Instant,
@@ -41,43 +45,31 @@ impl LeftRunning {
     /// Waits for its end, at most for `limit`.
     pub fn wait(self, limit: Duration) -> ScriptEnd {
         let began = Instant::now();
-        let mut seen = began;
+        let mut next_stack = began + STACK_LOOKS;
         let reason = loop {
             let elapsed = began.elapsed();
             let pause = if elapsed < AT_FIRST { LOOKS.0 } else { LOOKS.1 };
-            match self.carrier.wait(&self.process, pause) {
-                Gone::Process => break Reason::TargetExited,
-                Gone::Carrier if self.process.wait_exit(pause) => break Reason::TargetExited,
-                Gone::Carrier => {}
-                Gone::Nobody if finished(self.carrier.result()) => {
-                    self.give_back_signals();
-                    break Reason::ScriptEnded;
-                }
-                Gone::Nobody => {
-                    if elapsed >= limit {
-                        break Reason::Timeout;
-                    }
-                    // A thread may end without the script's last word: `pthread_exit`.
-                    if self.process.thread_stat(self.tid).is_none() {
-                        break Reason::ScriptEnded;
-                    }
-                    if self.process.runs_another_program() {
-                        break Reason::TargetExited;
-                    }
-                    // Where no file can be opened the last word cannot be written.
-                    if !(seen.elapsed() >= STACK_LOOKS && self.process.is_out_of_descriptors()) {
-                        continue;
-                    }
-                }
+            let gone = match self.carrier.wait(&self.process, pause) {
+                // Nothing to wait for there any more.
+                Gone::Carrier if self.process.wait_exit(pause) => Gone::Process,
+                gone => gone,
+            };
+            // As long as its result can be written it says its end itself.
+            let look = Instant::now() >= next_stack
+                && (gone == Gone::Carrier || self.process.is_out_of_descriptors());
+            if look {
+                next_stack = Instant::now() + STACK_LOOKS;
             }
-            if elapsed >= limit {
+            if finished(self.carrier.result()) {
+                self.give_back_signals();
+                break Reason::ScriptEnded;
+            } else if gone == Gone::Process || self.program.is_over() {
+                break Reason::TargetExited;
+            } else if self.process.thread_stat(self.tid).is_none() || look && !self.on_the_stack() {
+                // A thread may end without the script's last word: `pthread_exit`.
+                break Reason::ScriptEnded;
+            } else if elapsed >= limit {
                 break Reason::Timeout;
-            }
-            if seen.elapsed() >= STACK_LOOKS {
-                seen = Instant::now();
-                if !self.on_the_stack() {
-                    break Reason::ScriptEnded;
-                }
             }
         };
         ScriptEnd {
@@ -145,7 +137,7 @@ pub(super) fn runs_a_script(stacks: &Stacks, tid: u64) -> bool {
 impl Run<'_> {
     /// A script that is still running keeps its thread, and what carries it stays.
     pub(super) fn leave(&mut self, carrier: Carrier, mut claim: Claim, tid: u64, began: Instant) {
-        if !self.outcome.still_running {
+        if !self.outcome.still_running || self.unseen {
             return;
         }
         let Ok(process) = Process::open(self.process.pid()) else {
@@ -154,14 +146,11 @@ impl Run<'_> {
         if process.start_time() != self.process.start_time() {
             return;
         }
-        // Pins what it runs now.
-        if process.runs_another_program() {
-            return;
-        }
         claim.left_running();
         self.left = Some(LeftRunning {
-            process,
             runtime: self.runtime.clone(),
+            program: process.program(),
+            process,
             carrier,
             tid,
             began,
@@ -182,17 +171,39 @@ impl Run<'_> {
         }
     }
 
+    /// That the process executes another program, with which the script is gone.
+    pub(super) fn replaced(&self) -> Option<Refusal> {
+        // The memory of a process that is being killed goes a moment before the process.
+        if !self.program.is_over() || self.process.wait_exit(ENDING) {
+            return None;
+        }
+        Some(refuse(
+            Reason::TargetExited,
+            format!(
+                "process {} executed another program while the script ran",
+                self.process.ns_pid()
+            ),
+        ))
+    }
+
     /// Whatever a script writes after its carrier was killed is lost, its end included.
     pub(super) fn carrier_lost(&mut self, tid: u64) -> Refusal {
-        let stacks = (self.look)();
-        let runs = stacks
-            .as_ref()
-            .map_or_else(|| self.process.alive(), |stacks| runs_a_script(stacks, tid));
-        self.outcome.still_running = runs;
-        let now = if runs {
-            "it is still running"
+        let now = if self.answer.awaits() {
+            // It stands on no stack while it waits, so its end will not be seen either.
+            self.unseen = true;
+            self.outcome.still_running = self.process.alive();
+            "whether it has ended is not known"
         } else {
-            "it has ended"
+            let stacks = (self.look)();
+            let runs = stacks
+                .as_ref()
+                .map_or_else(|| self.process.alive(), |stacks| runs_a_script(stacks, tid));
+            self.outcome.still_running = runs;
+            if runs {
+                "it is still running"
+            } else {
+                "it has ended"
+            }
         };
         refuse(
             Reason::SidecarFailed,
