@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use sidewinder_model::{Reason, ToAgent, ToOperator};
 
 use crate::agent::{Agent, End, Script};
-use crate::live::LIMIT;
+use crate::live::{LIMIT, Python};
 use crate::{PYTHONS, World};
 
 /// How many kills in each target.
@@ -98,46 +98,59 @@ fn round(
 fn whatever_is_killed_at_any_moment_no_script_runs_twice() {
     for python in PYTHONS {
         let world = World::new(python);
-        let seed = std::process::id();
-        let mut random = Random(u64::from(seed) << 16 | 1);
-        let mut agent = Agent::start();
-        let mut ends: BTreeMap<(Victim, String), [usize; 2]> = BTreeMap::new();
-        for number in 0..KILLS {
-            let (victim, reason, message) = round(&world, &mut agent, &mut random, number);
-            world
-                .target
-                .until("nothing armed", |target| !target.armed());
-            let runs = world.runs(&number.to_string());
-            assert!(
-                runs <= 1,
-                "round {number} of seed {seed}: {runs} runs after {reason:?}"
-            );
-            match reason {
-                Some(Reason::Succeeded) => assert_eq!(runs, 1, "round {number} of seed {seed}"),
-                Some(Reason::SidecarFailed) | None => {}
-                Some(other) => {
-                    panic!("round {number} of seed {seed}, {victim:?} killed: {other}: {message}")
-                }
-            }
-            let name = reason.map_or_else(|| "cut".to_owned(), |reason| reason.to_string());
-            ends.entry((victim, name)).or_default()[runs] += 1;
-        }
+        rounds(&world, python, "comes by");
         world.goes_on();
-        // Also what was under way has come to its end now.
-        let twice = (0..KILLS)
-            .filter(|number| world.runs(&number.to_string()) > 1)
-            .count();
-        println!(
-            "CPython {}, seed {seed}, {KILLS} kills; by victim and end, [not run, run once]:",
-            python.version()
-        );
-        for ((victim, end), count) in ends {
-            println!("  {victim:?} {end}: {count:?}");
-        }
-        println!(
-            "  run twice: {twice}; armed at the end: {}",
-            world.target.armed()
-        );
-        assert_eq!(twice, 0);
     }
+}
+
+/// The kills hit what makes a blocked thread answer as well.
+#[test]
+fn whatever_is_killed_at_any_moment_a_blocked_thread_goes_on_waiting() {
+    for python in PYTHONS {
+        let world = World::blocked(python);
+        rounds(&world, python, "is blocked in a lock");
+        world.goes_on();
+        // It still waits for its lock, and gets it.
+        world.release();
+        world.goes_on();
+    }
+}
+
+fn rounds(world: &World, python: Python, main: &str) {
+    let seed = std::process::id();
+    let mut random = Random(u64::from(seed) << 16 | 1);
+    let mut agent = Agent::start();
+    let mut ends: BTreeMap<(Victim, String), [usize; 2]> = BTreeMap::new();
+    for number in 0..KILLS {
+        let (victim, reason, message) = round(world, &mut agent, &mut random, number);
+        let round = format!("round {number} of seed {seed}, {victim:?} killed");
+        world
+            .target
+            .until("nothing armed", |target| !target.armed());
+        let runs = world.runs(&number.to_string());
+        assert!(runs <= 1, "{round}: {runs} runs: {message}");
+        match reason {
+            Some(Reason::Succeeded) => assert_eq!(runs, 1, "{round}"),
+            Some(Reason::SidecarFailed) | None => {}
+            Some(other) => panic!("{round}: {other}: {message}"),
+        }
+        let name = reason.map_or_else(|| "cut".to_owned(), |reason| reason.to_string());
+        ends.entry((victim, name)).or_default()[runs] += 1;
+    }
+    // Also what was under way has come to its end now.
+    world.goes_on();
+    let twice = (0..KILLS).filter(|number| world.runs(&number.to_string()) > 1);
+    let twice = twice.count();
+    println!(
+        "CPython {}, main thread {main}, seed {seed}, {KILLS} kills; by victim and end, [not run, run once]:",
+        python.version()
+    );
+    for ((victim, end), count) in ends {
+        println!("  {victim:?} {end}: {count:?}");
+    }
+    println!(
+        "  run twice: {twice}; armed at the end: {}",
+        world.target.armed()
+    );
+    assert_eq!(twice, 0);
 }
