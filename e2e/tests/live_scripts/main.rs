@@ -8,6 +8,7 @@
 )]
 
 mod awaiting;
+mod frames;
 #[path = "../live/mod.rs"]
 mod live;
 mod places;
