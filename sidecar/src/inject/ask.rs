@@ -180,7 +180,7 @@ impl Run<'_> {
     }
 
     /// Waits until a thread that was held is in its wait again, if it waits.
-    fn settle(&self, tid: u64) {
+    pub(super) fn settle(&self, tid: u64) {
         let until = Instant::now() + SETTLE;
         while Instant::now() < until && !self.process.off_cpu(tid) {
             if self.process.wait_exit(Duration::from_millis(1)) {

@@ -61,7 +61,13 @@ impl Run<'_> {
             break Err(refuse(reason, message));
         };
         self.outcome.duration_milliseconds = milliseconds(began.elapsed());
-        for signal in self.answer.signals() {
+        let signals = self.answer.signals();
+        if !signals.is_empty() {
+            // One that came while the thread is still on its way out of a call in place would be handled in there, and its
+            // exception meet foreign code.
+            self.settle(candidate.tid);
+        }
+        for signal in signals {
             // The application never saw it, since its handler raised while the script ran.
             if let Err(error) = give_back(self.process, carrier, signal) {
                 self.answer.note(&format!(
