@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use sidewinder_decode::remote_exec::{PendingCalls, Queue, Signals, pending_calls, support};
+use sidewinder_decode::remote_exec::{Hooks, PendingCalls, Queue, Signals, pending_calls, support};
 use sidewinder_decode::{Addr, Memory, ReadError, Runtime};
 use synthetic::{Layout, Process};
 
@@ -371,6 +371,7 @@ proptest! {
             prop_assert!(queue.entry >= calls.calls && queue.entry < calls.first);
         }
         let _ = Signals::locate(&memory, &runtime);
+        let _ = Hooks::of(&memory, &runtime, at);
         prop_assert!(memory.reads.get() < 1000, "{} reads", memory.reads.get());
     }
 }

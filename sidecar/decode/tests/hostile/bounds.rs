@@ -113,6 +113,7 @@ pub fn decode_all(
         "addresses for scripts took {reads} reads"
     );
     for interpreter in &support.interpreters {
+        let _ = remote_exec::Hooks::of(&memory, runtime, interpreter.address);
         if let Some(calls) = remote_exec::pending_calls(&memory, runtime, interpreter.address) {
             // It may be another one by now.
             let queue = calls.read(&memory);
@@ -120,6 +121,7 @@ pub fn decode_all(
         }
     }
     let _ = remote_exec::Signals::locate(&memory, runtime);
+    let _ = remote_exec::finalizing(&memory, runtime);
     let (reads, bytes) = memory.take();
     assert!(
         reads <= WAKING_READS && bytes <= WAKING_BYTES,
