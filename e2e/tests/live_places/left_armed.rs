@@ -9,7 +9,6 @@ use serde_json::Value;
 use crate::live::compiled::{Folder, shared};
 use crate::live::{self, Python, Start, Target, sidecar};
 use crate::places::{PRIVATE, USER, files};
-use crate::seccomp::Filter;
 use crate::sidecars::Sidecar;
 
 /// In C with the GIL, until a byte comes: nothing makes it answer.
@@ -57,6 +56,15 @@ fn children(pid: u32) -> Vec<i32> {
         .collect()
 }
 
+/// Whether a signal has stopped every thread of a process.
+fn all_stopped(pid: u32) -> bool {
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .map(|task| task.unwrap().path().join("stat"))
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .all(|stat| stat.contains(") T "))
+}
+
 /// Arms a request whose sidecar is killed with the child that carries the script, so that nobody takes it back.
 fn left_by_the_dead(target: &Target) {
     let mut exec = target.exec_start("print('ran', flush=True)", &["--start", "20s"]);
@@ -64,6 +72,7 @@ fn left_by_the_dead(target: &Target) {
     let pid = Pid::from_raw(i32::try_from(exec.id()).unwrap());
     // It would see that its child ends.
     kill(pid, Signal::SIGSTOP).unwrap();
+    target.until("its sidecar stopped", |_| all_stopped(exec.id()));
     let carriers = children(exec.id());
     assert_eq!(carriers.len(), 1);
     for carrier in &carriers {
@@ -218,63 +227,85 @@ fn an_agent_takes_away_what_the_dead_left_and_nothing_else(python: Python) {
     goes_on(&other, &others);
 }
 
-/// Asks for a script in a target that closes itself to everybody without `CAP_SYS_PTRACE` while the request waits. What is
-/// answered, by a sidecar without it.
-fn closes_itself(python: Python, sidecar: &Sidecar, check: impl Fn(&Target, i32, &Value)) {
+/// A program that has a thread of [`stubborn.c`](../live/stubborn.c) change the process once it is told to. It prints where
+/// that is told, and where [`STUCK`] is.
+fn changed_by(library: &str, change: &str) -> String {
+    format!(
+        "import ctypes, os\nchange, changes = os.pipe()\nlibrary = ctypes.CDLL('{library}')\n{change}\n{STUCK}"
+    )
+    .replace("print(goes", "print(changes, goes")
+}
+
+fn a_request_is_taken_back_from_a_target_that_has_closed_itself(python: Python) {
     let folder = Folder::new(python.version(), "closes");
-    let library = shared("stubborn.c", &folder);
+    let program = changed_by(
+        &shared("stubborn.c", &folder),
+        "library.undumpable_after(change)",
+    );
     let target = Start {
         python,
-        program: &format!(
-            "import ctypes, os\nclose, closes = os.pipe()\nctypes.CDLL('{library}').undumpable_after(close)\n{STUCK}"
-        )
-        .replace("print(goes", "print(closes, goes"),
+        program: &program,
         proc: true,
         user: Some(USER),
         ..Start::default()
     }
     .start();
     let said = target.line();
-    let (closes, goes) = said.split_once(' ').unwrap();
-    let exec = sidecar.start(target.pid, "print('ran', flush=True)", &["--start", "20s"]);
+    let (changes, goes) = said.split_once(' ').unwrap();
+    let exec =
+        Sidecar::same_user(USER).start(target.pid, "print('ran', flush=True)", &["--start", "20s"]);
     target.until("armed", Target::armed);
-    tell(&target, closes);
+    tell(&target, changes);
     let (code, document) = answered(exec);
-    check(&target, code, &document);
-    // What is armed finds no script any more.
+    assert_eq!(
+        (code, &document["reason"], &document["disarmed"]),
+        (3, &"PermissionDenied".into(), &true.into()),
+        "{document}"
+    );
+    assert!(!target.armed());
     tell(&target, goes);
     assert_eq!(target.line(), "on");
-    target.until("disarmed", |target| !target.armed());
     let answered = Sidecar::ptrace().exec(&target, "6 * 7", &[]);
     assert_eq!(answered.document["value"], "42", "{}", answered.said);
 }
 
-fn a_request_is_taken_back_from_a_target_that_has_closed_itself(python: Python) {
-    closes_itself(
-        python,
-        &Sidecar::same_user(USER),
-        |target, code, document| {
-            assert_eq!(
-                (code, &document["reason"], &document["disarmed"]),
-                (3, &"PermissionDenied".into(), &true.into()),
-                "{document}"
-            );
-            assert!(!target.armed());
-        },
-    );
-}
-
 fn a_request_that_cannot_be_taken_back_is_still_armed(python: Python) {
-    // The way through a file that was opened before is closed too.
-    let sidecar = Sidecar::same_user(USER).filtered(&Filter::last_write(1 << 16));
-    closes_itself(python, &sidecar, |target, code, document| {
-        assert_eq!(
-            (code, &document["reason"], &document["disarmed"]),
-            (6, &"StillArmed".into(), &false.into()),
-            "{document}"
-        );
-        assert!(target.armed());
-    });
+    let folder = Folder::new(python.version(), "still");
+    let library = shared("stubborn.c", &folder);
+    let program = changed_by(
+        &library,
+        "slot, slots = os.pipe()\nprint('ready', flush=True)\nprint(slots, flush=True)\nlibrary.frozen_after(change, ctypes.c_void_p(int(os.read(slot, 100))))",
+    );
+    let target = Start {
+        python,
+        program: &program,
+        proc: true,
+        ..Start::default()
+    }
+    .start();
+    let slots = target.line();
+    let slot = target.support().interpreters[0].threads[0].pending.0;
+    std::fs::write(format!("/proc/{}/fd/{slots}", target.pid), slot.to_string()).unwrap();
+    assert_eq!(target.line(), "ready");
+    let said = target.line();
+    let (changes, _) = said.split_once(' ').unwrap();
+    let exec = Sidecar::ptrace().start(target.pid, "print('ran')", &["--start", "3s"]);
+    target.until("armed", Target::armed);
+    tell(&target, changes);
+    let output = exec.wait_with_output().unwrap();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (
+            output.status.code(),
+            &document["reason"],
+            &document["disarmed"]
+        ),
+        (Some(6), &"StillArmed".into(), &false.into()),
+        "{document}"
+    );
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("its script is gone"), "{said}");
+    assert!(target.armed());
 }
 
 fn a_target_that_executes_another_program_while_a_request_waits(python: Python) {

@@ -7,8 +7,6 @@ use syscalls::Sysno;
 /// Which calls fail, and how.
 pub(crate) struct Filter {
     refused: Vec<(u32, u32)>,
-    /// Writes to a file behind so many bytes are not permitted.
-    last_write: Option<u32>,
 }
 
 const EPERM: u32 = 1;
@@ -61,15 +59,6 @@ impl Filter {
     pub(crate) fn refusing(names: &[&str]) -> Self {
         Self {
             refused: names.iter().map(|name| (number(name), EPERM)).collect(),
-            last_write: None,
-        }
-    }
-
-    /// Nothing can be written to a file behind so many bytes: to no memory of a process.
-    pub(crate) fn last_write(bytes: u32) -> Self {
-        Self {
-            last_write: Some(bytes),
-            ..Self::refusing(&[])
         }
     }
 
@@ -90,19 +79,6 @@ impl Filter {
         for (number, errno) in &self.refused {
             program.push((JUMP_IF_EQUAL, 0, 1, *number));
             program.push((RETURN, 0, 0, FAIL | errno));
-        }
-        if let Some(bytes) = self.last_write {
-            // The fourth argument of the call, in two halves.
-            program.extend([
-                (JUMP_IF_EQUAL, 0, 6, number("pwrite64")),
-                (LOAD, 0, 0, 44),
-                (JUMP_IF_EQUAL, 0, 2, 0),
-                (LOAD, 0, 0, 40),
-                // `BPF_JMP|BPF_JGE|BPF_K`
-                (0x35, 0, 1, bytes),
-                (RETURN, 0, 0, FAIL | EPERM),
-                ALLOW,
-            ]);
         }
         program.push(ALLOW);
         let mut text = String::new();
