@@ -8,6 +8,10 @@ use crate::agent::{Agent, Script};
 use crate::live::Target;
 use crate::{A_WHILE, PYTHONS, World};
 
+/// A time to start, and a longer one for which is waited: waiting does not count against the former.
+const START: Duration = Duration::from_secs(2);
+const LONGER: Duration = Duration::from_millis(2500);
+
 #[test]
 fn scripts_for_one_thread_run_one_after_the_other_as_they_were_asked_for() {
     for python in PYTHONS {
@@ -22,11 +26,11 @@ fn scripts_for_one_thread_run_one_after_the_other_as_they_were_asked_for() {
             relay.begin(&Script {
                 text: format!("open('/mnt/order', 'a').write('{id} ')\n{}", script.text),
                 // Waiting does not count against it.
-                start: A_WHILE,
+                start: START,
                 ..script
             });
         }
-        assert!(relay.is_silent(A_WHILE * 2));
+        assert!(relay.is_silent(LONGER));
         assert!(!world.path("order").exists());
         world.enough("a");
         for _ in 0..=ids.len() {
@@ -211,11 +215,11 @@ fn a_request_of_another_sidecar_is_waited_for() {
         relays[0].begin(&world.armed("a"));
         world.until_armed();
         relays[1].begin(&Script {
-            start: A_WHILE,
+            start: START,
             wake: WakePolicy::Never,
             ..world.short("b")
         });
-        assert!(relays[1].is_silent(A_WHILE * 2));
+        assert!(relays[1].is_silent(LONGER));
         world.release();
         for (relay, id) in relays.iter().zip(["a", "b"]) {
             let end = relay.end(id);
