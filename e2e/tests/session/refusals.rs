@@ -3,11 +3,13 @@
 use anyhow::{Context as _, Result, ensure};
 use kube::ResourceExt as _;
 use sidewinder_crds::conditions::DISARMED;
-use sidewinder_crds::{ConfigMapKey, ProcessSelector, RemoteExec, ScriptSource, SelectMode};
+use sidewinder_crds::{
+    ConfigMapKey, ProcessSelector, RemoteExec, ScriptSource, SelectMode, ThreadSelector, WakePolicy,
+};
 use sidewinder_e2e::namespace::TestNamespace;
 use sidewinder_e2e::session_client as sessions;
 use sidewinder_e2e::workload::{self, ephemeral_containers, line_of};
-use sidewinder_model::{ExecOutcome, Reason, Stacks};
+use sidewinder_model::{ExecOutcome, Reason, Stacks, Wake};
 
 use crate::expect::{complete, condition, data, failed, frame, message, one, thread};
 use crate::interruptions::{LONG_SCRIPT, check_stopped};
@@ -461,9 +463,22 @@ fn a_main_thread_that_cannot_answer_is_disarmed_and_shown() {
             .start(&namespace.python("blocked", "blocked_main.py"))
             .await?;
         workload::goes_on(&namespace.pods(), "blocked").await?;
+        // It can be made to answer where it waits, and waits on.
+        let answers = sessions::exec("answers", "blocked", "frame.f_code.co_name");
+        let session = namespace.run(&answers).await?;
+        let target = one(complete(&session, Reason::Succeeded)?)?;
+        let outcome: ExecOutcome = data(namespace, &session, target).await?;
+        ensure!(
+            outcome.value.as_deref() == Some("'wait_for_gate'")
+                && outcome.wake == Wake::PendingCall,
+            "{outcome:?}"
+        );
+        // Unless that is not allowed.
         let mut exec = sessions::exec("exec", "blocked", "open('/tmp/ran', 'w')");
         exec.spec.remote_exec = exec.spec.remote_exec.map(|remote| RemoteExec {
             start_seconds: 1,
+            thread: ThreadSelector::Main,
+            wake: WakePolicy::Never,
             ..remote
         });
         let session = namespace.run(&exec).await?;
@@ -491,7 +506,7 @@ fn a_main_thread_that_cannot_answer_is_disarmed_and_shown() {
         let mut other = sessions::exec("release", "blocked", release);
         let tick = thread(&stacks, "tick")?.tid;
         other.spec.remote_exec = other.spec.remote_exec.map(|remote| RemoteExec {
-            thread: sidewinder_crds::ThreadSelector::Tid(i32::try_from(tick).unwrap_or_default()),
+            thread: ThreadSelector::Tid(i32::try_from(tick).unwrap_or_default()),
             ..remote
         });
         complete(&namespace.run(&other).await?, Reason::Succeeded)?;
