@@ -15,7 +15,6 @@ mod watch;
 mod withdraw;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -43,8 +42,6 @@ const ARM_PAUSE: Duration = Duration::from_millis(50);
 const SECOND_WAY: Duration = Duration::from_secs(1);
 /// The longest path there is, `PATH_MAX`.
 const MAX_PATH: usize = 4096;
-/// The most that is read of a result.
-const MAX_RESULT: u64 = 160 << 20;
 
 /// What became of a script.
 #[derive(Debug)]
@@ -203,7 +200,7 @@ impl Run<'_> {
         let start = self
             .deadline
             .min(Instant::now() + Duration::from_millis(request.start_milliseconds));
-        let carrier = Carrier::start(self.process, self.deadline, size(request));
+        let carrier = Carrier::start(self.process, self.deadline, || size(request));
         let mut carrier = self.loaded(carrier, request)?;
         let stand_in = match candidates.as_slice() {
             [main] if request.thread == ThreadChoice::Auto && main.siblings > 0 => Some(main.tid),
@@ -356,28 +353,7 @@ impl Run<'_> {
 
     /// Reads what has been added to the result.
     fn update(&mut self, result: &File) {
-        let Ok(size) = result
-            .metadata()
-            .map(|metadata| metadata.len().min(MAX_RESULT))
-        else {
-            return;
-        };
-        let mut buffer = vec![0; 1 << 16];
-        while self.read < size {
-            let want = usize::try_from(size - self.read)
-                .unwrap_or(buffer.len())
-                .min(buffer.len());
-            let Some(part) = buffer.get_mut(..want) else {
-                return;
-            };
-            match result.read_at(part, self.read) {
-                Ok(0) | Err(_) => return,
-                Ok(got) => {
-                    self.answer.feed(part.get(..got).unwrap_or_default());
-                    self.read += got as u64;
-                }
-            }
-        }
+        self.answer.read(result, &mut self.read);
     }
 }
 

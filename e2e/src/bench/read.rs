@@ -109,7 +109,7 @@ fn ratio(one: Duration, other: Duration) -> f64 {
 }
 
 /// A row of a table.
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 

@@ -54,7 +54,7 @@ const GOODBYE: [u8; 24] = [0; 24];
 /// signal's number follows.
 const SIGNAL: u64 = u64::MAX;
 /// How a result ends: the record that says so. The wrapper writes it last.
-pub const END_RECORD: [u8; 9] = *b"F\0\0\0\0\0\0\0\0";
+const END_RECORD: [u8; 9] = *b"F\0\0\0\0\0\0\0\0";
 
 /// A script on its way into a target, and the place for its result. Dropping it takes both away.
 #[derive(Debug)]
@@ -91,19 +91,23 @@ enum Holder {
 }
 
 impl Carrier {
-    /// Prepares the way of a script of at most `size` bytes into the process. The carrier lives until `deadline` should
-    /// this process be killed.
+    /// Prepares the way of a script of at most `size` bytes into the process, which is asked for only where room has to be
+    /// set aside. The carrier lives until `deadline` should this process be killed.
     ///
     /// # Errors
     /// [`CarrierError`]; nothing is left behind.
-    pub fn start(process: &Process, deadline: Instant, size: u64) -> Result<Self, CarrierError> {
+    pub fn start(
+        process: &Process,
+        deadline: Instant,
+        size: impl FnOnce() -> u64,
+    ) -> Result<Self, CarrierError> {
         let status = process.status()?;
         let refused = match Self::child(process, &status, deadline) {
             Ok(carrier) => return Ok(carrier),
             Err(error @ CarrierError::Process(Error::Gone { .. })) => return Err(error),
             Err(error) => error,
         };
-        Self::in_folder_or(process, &status, deadline, size, &told(&refused))
+        Self::in_folder_or(process, &status, deadline, size(), &told(&refused))
     }
 
     /// The same with files in a folder of the target, for one that may not open the memory of another process.
@@ -224,6 +228,11 @@ impl Carrier {
     /// The result as far as it has been written. The target can write anything into it.
     pub fn result(&self) -> &File {
         &self.result
+    }
+
+    /// Whether the script has written the last record of its result.
+    pub fn is_finished(&self) -> bool {
+        child::finished(&self.result)
     }
 
     /// Waits until the process has ended, or the child that carries the script, at most for `limit`.

@@ -11,6 +11,7 @@ pub mod hardening;
 pub mod headroom;
 mod identity;
 mod memory;
+mod pinned;
 pub mod priority;
 pub mod process;
 pub mod procfs;

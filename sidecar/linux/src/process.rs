@@ -17,6 +17,7 @@ use sidewinder_decode::Mapping;
 use crate::Error;
 use crate::error::Refusal;
 use crate::identity::Identity;
+use crate::pinned::Pinned;
 use crate::procfs::{self, Stat, Status};
 
 /// Most bytes of `/proc/PID/maps` that are read.
@@ -32,6 +33,9 @@ const MAX_ARGUMENTS: (usize, usize) = (256, 4096);
 
 /// Most descriptors of a process that are counted: `fs.nr_open`, unless somebody raised it.
 const MAX_DESCRIPTORS: usize = 1 << 20;
+
+/// How long a process whose memory cannot be reached any more may take to end.
+const ENDING: Duration = Duration::from_millis(200);
 
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 
@@ -193,14 +197,19 @@ impl Process {
         Identity::user(stat.st_uid).act(|| self.openat("mem", flags))?
     }
 
-    /// Its memory, to be read and written, as it is when this is called first; `None` where it cannot be opened. What
-    /// another program has that the process executes later is not reached through it, nor by whatever writes: the
-    /// addresses of the one are anything in the other.
+    /// Its memory, to be read and written, as it is when this is called first. What another program has that the process
+    /// executes later is not reached through it: the addresses of the one are anything in the other.
     /// <https://man7.org/linux/man-pages/man5/proc_pid_mem.5.html>
-    pub(crate) fn pinned_memory(&self) -> Option<Arc<File>> {
-        self.pinned
-            .get_or_init(|| self.open_memory(OFlags::RDWR).ok().map(Arc::new))
-            .clone()
+    pub(crate) fn pinned_memory(&self) -> Pinned {
+        let file = self
+            .pinned
+            .get_or_init(|| self.open_memory(OFlags::RDWR).ok().map(Arc::new));
+        Pinned::new(self.pid, file.clone())
+    }
+
+    /// Whether it has ended, or does in a moment: the memory of a process that is being killed goes before the process.
+    pub fn is_ending(&self) -> bool {
+        self.wait_exit(ENDING)
     }
 
     pub(crate) fn proc_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {

@@ -1,14 +1,13 @@
 //! Which program a process executes: execve(2) leaves its id, its start time and its first thread as they were.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use crate::Process;
+use crate::pinned::Pinned;
 
 /// The program that a process executed when it was first asked for, or written to.
 #[derive(Debug)]
-pub struct Program(Option<Arc<File>>);
+pub struct Program(Pinned);
 
 impl Process {
     /// The program that it executes now, for all that is written from here on.
@@ -24,7 +23,7 @@ impl Program {
     /// A file of a memory that is gone is at its end everywhere, also where nothing was mapped.
     /// <https://man7.org/linux/man-pages/man5/proc_pid_mem.5.html>
     pub fn is_over(&self) -> bool {
-        let read = self.0.as_ref().map(|memory| memory.read_at(&mut [0], 0));
+        let read = self.0.file().map(|memory| memory.read_at(&mut [0], 0));
         matches!(read, Some(Ok(0)))
     }
 }

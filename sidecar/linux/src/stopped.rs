@@ -3,17 +3,14 @@
 //! Each of these is done as one piece while the thread is held; afterwards nothing of the tracer is needed: a sidecar
 //! that is killed leaves a thread that goes on with the registers it has.
 
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::io;
 
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use sidewinder_decode::Addr;
 use sidewinder_decode::native::Entry;
 
+use crate::pinned::Pinned;
 use crate::registers::{self, Registers};
 use crate::stop::StopGuard;
 use crate::{Error, Process};
@@ -95,10 +92,10 @@ impl<'a> Stopped<'a> {
         failure: Failure,
         also: Vec<Change>,
     ) -> Result<(), Error> {
-        let memory = self.memory();
+        let memory = self.process.pinned_memory();
         let returning = registers.returning(failure.errno());
         self.change(move |thread| {
-            memory.write(&also)?;
+            write(&memory, &also)?;
             Ok(registers::set(thread, &returning)?)
         })
     }
@@ -108,8 +105,8 @@ impl<'a> Stopped<'a> {
     /// # Errors
     /// As for [`Stopped::fail_call`].
     pub fn write(&self, parts: Vec<Change>) -> Result<(), Error> {
-        let memory = self.memory();
-        self.change(move |_| memory.write(&parts))
+        let memory = self.process.pinned_memory();
+        self.change(move |_| write(&memory, &parts))
     }
 
     /// Has it run what waits for it right where it is (facts of the call: [`Entry`]), and wait on.
@@ -123,7 +120,7 @@ impl<'a> Stopped<'a> {
         entry: &Entry,
         thread_state: Addr,
     ) -> Result<(), Error> {
-        let memory = self.memory();
+        let memory = self.process.pinned_memory();
         let then = match resume {
             Resume::Again => registers.again(),
             Resume::Interrupted => registers.returning(Errno::EINTR),
@@ -131,7 +128,7 @@ impl<'a> Stopped<'a> {
         let entry = *entry;
         self.change(move |thread| {
             registers::call(thread, &then, &entry, thread_state.0, |at, bytes| {
-                memory.write(&[Change::Bytes(Addr(at), bytes.to_vec())])
+                memory.write(Addr(at), bytes)
             })
         })
     }
@@ -148,73 +145,11 @@ impl<'a> Stopped<'a> {
                 .io(what, io::Error::other("the thread did not stay stopped"))),
         }
     }
-
-    fn memory(&self) -> Memory {
-        Memory {
-            pid: Pid::from_raw(self.process.pid()),
-            file: self.process.pinned_memory(),
-        }
-    }
 }
 
-/// A target's memory, to be written by the thread that holds it.
-struct Memory {
-    pid: Pid,
-    file: Option<Arc<File>>,
-}
-
-impl Memory {
-    fn write(&self, changes: &[Change]) -> io::Result<()> {
-        for change in changes {
-            match change {
-                Change::Bytes(at, bytes) => self.put(*at, bytes)?,
-                Change::Bits(at, bits) => {
-                    let mut byte = [0];
-                    self.get(*at, &mut byte)?;
-                    if byte[0] & bits != *bits {
-                        self.put(*at, &[byte[0] | bits])?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn get(&self, at: Addr, bytes: &mut [u8]) -> io::Result<()> {
-        if let Some(file) = &self.file {
-            return file.read_exact_at(bytes, at.0);
-        }
-        let (remote, wanted) = (remote(at, bytes.len()), bytes.len());
-        whole(
-            process_vm_readv(self.pid, &mut [IoSliceMut::new(bytes)], &[remote])?,
-            wanted,
-        )
-    }
-
-    fn put(&self, at: Addr, bytes: &[u8]) -> io::Result<()> {
-        if let Some(file) = &self.file {
-            // It extends the stack where process_vm_writev(2) finds nothing mapped.
-            return file.write_all_at(bytes, at.0);
-        }
-        let remote = remote(at, bytes.len());
-        whole(
-            process_vm_writev(self.pid, &[IoSlice::new(bytes)], &[remote])?,
-            bytes.len(),
-        )
-    }
-}
-
-fn remote(at: Addr, len: usize) -> RemoteIoVec {
-    RemoteIoVec {
-        base: usize::try_from(at.0).unwrap_or_default(),
-        len,
-    }
-}
-
-fn whole(done: usize, wanted: usize) -> io::Result<()> {
-    if done == wanted {
-        Ok(())
-    } else {
-        Err(Errno::EFAULT.into())
-    }
+fn write(memory: &Pinned, changes: &[Change]) -> io::Result<()> {
+    changes.iter().try_for_each(|change| match change {
+        Change::Bytes(at, bytes) => memory.write(*at, bytes),
+        Change::Bits(at, bits) => memory.set_bits(*at, *bits),
+    })
 }

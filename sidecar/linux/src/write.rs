@@ -1,17 +1,14 @@
 //! Writing into a target. Nothing that only reads has a reason to name this module.
 
-use std::fs::File;
-use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::io;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_writev};
-use nix::unistd::Pid;
 use rustix::fs::OFlags;
 use sidewinder_decode::Addr;
+use sidewinder_decode::remote_exec::PLEASE_STOP;
 
+use crate::pinned::Pinned;
 use crate::stop::{StopError, StopGuard, left_alone, stop};
 use crate::stopped::Stopped;
 use crate::{Error, Process};
@@ -19,16 +16,13 @@ use crate::{Error, Process};
 /// The longest a thread is held to write a request or to take it back.
 const MAX_STOP: Duration = Duration::from_millis(100);
 
-/// How long a process whose memory cannot be reached any more may take to end.
-const ENDING: Duration = Duration::from_millis(200);
-
 /// The right to write into one target.
 #[derive(Debug)]
 pub struct Writer<'a> {
     process: &'a Process,
     /// Its memory as it was at first: the right to it stays when the target becomes somebody else's or closes itself, and
     /// it ends when the target executes another program.
-    memory: Option<Arc<File>>,
+    memory: Pinned,
 }
 
 impl<'a> Writer<'a> {
@@ -42,15 +36,13 @@ impl<'a> Writer<'a> {
 
     fn read(&self, at: Addr, buf: &mut [u8]) -> Result<(), Error> {
         let what = "read the memory of";
-        match &self.memory {
-            Some(memory) => memory
-                .read_exact_at(buf, at.0)
-                .map_err(|error| self.failed(what, &error)),
-            None => self
-                .process
-                .read_memory(at.0, buf)
-                .map_err(|errno| self.process.refused(what, errno)),
+        if self.memory.file().is_some() {
+            let read = self.memory.read(at, buf);
+            return read.map_err(|error| self.failed(what, &error));
         }
+        self.process
+            .read_memory(at.0, buf)
+            .map_err(|errno| self.process.refused(what, errno))
     }
 
     /// Writes all of `bytes` at `at`.
@@ -58,22 +50,9 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// What the kernel said; part of the bytes may have been written.
     pub fn write(&self, at: Addr, bytes: &[u8]) -> Result<(), Error> {
-        let what = "write the memory of";
-        if let Some(memory) = &self.memory {
-            return memory
-                .write_all_at(bytes, at.0)
-                .map_err(|error| self.failed(what, &error));
-        }
-        let remote = RemoteIoVec {
-            base: usize::try_from(at.0).unwrap_or_default(),
-            len: bytes.len(),
-        };
-        let pid = Pid::from_raw(self.process.pid());
-        match process_vm_writev(pid, &[IoSlice::new(bytes)], &[remote]) {
-            Ok(written) if written == bytes.len() => Ok(()),
-            Ok(_) => Err(self.process.refused(what, Errno::EFAULT)),
-            Err(errno) => Err(self.process.refused(what, errno)),
-        }
+        self.memory
+            .write(at, bytes)
+            .map_err(|error| self.failed("write the memory of", &error))
     }
 
     /// What became of the file.
@@ -81,15 +60,12 @@ impl<'a> Writer<'a> {
         let pid = self.process.pid();
         match error.raw_os_error() {
             Some(code) => self.process.refused(what, Errno::from_raw(code)),
-            // It ends at its beginning. The memory of a process that is being killed goes a moment before the process.
-            None if self.process.wait_exit(ENDING) => Error::Gone { pid },
+            // It ends at its beginning.
+            None if self.process.is_ending() => Error::Gone { pid },
             None => Error::Replaced { pid },
         }
     }
 }
-
-/// `_PY_EVAL_PLEASE_STOP_BIT`, which makes a thread look for requests: CPython's `Include/internal/pycore_ceval.h`.
-const STOP_BIT: u8 = 1 << 5;
 
 /// Where one thread's remote debugger request stands in the target (PEP 768).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,13 +250,11 @@ impl Armed<'_> {
 
     /// Only the low byte: the others are the instrumentation version, which the target changes.
     fn set_bit(&self) -> Result<(), Error> {
-        let mut byte = [0];
-        self.writer.read(self.slot.eval_breaker, &mut byte)?;
-        if byte[0] & STOP_BIT == 0 {
-            self.writer
-                .write(self.slot.eval_breaker, &[byte[0] | STOP_BIT])?;
-        }
-        Ok(())
+        let set = self
+            .writer
+            .memory
+            .set_bits(self.slot.eval_breaker, PLEASE_STOP);
+        set.map_err(|error| self.writer.failed("write the memory of", &error))
     }
 
     /// Sets the bit again, for a request that was written to a thread that ran.
@@ -353,10 +327,8 @@ impl Armed<'_> {
                 self.finished = true;
                 Disarmed::Accepted
             }
-            // The memory of a process that is being killed goes a moment before the process.
             Err(error)
-                if matches!(error, Error::Replaced { .. })
-                    || self.writer.process.wait_exit(ENDING) =>
+                if matches!(error, Error::Replaced { .. }) || self.writer.process.is_ending() =>
             {
                 self.finished = true;
                 Disarmed::Gone

@@ -1,7 +1,12 @@
 //! What the wrapper wrote, read as what it is: bytes that anything in the target may have written.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use sidewinder_model::{ExecOutcome, ScriptException};
 
+/// The most that is read of a result.
+const MAX_RESULT: u64 = 160 << 20;
 /// The most that is kept of each field.
 const MAX_FIELD: usize = 17 << 20;
 /// The most names that are kept.
@@ -51,6 +56,32 @@ struct Stream {
 }
 
 impl Answer {
+    /// Takes what has been added to a result since `at`, which moves on.
+    pub(super) fn read(&mut self, result: &File, at: &mut u64) {
+        let Ok(size) = result
+            .metadata()
+            .map(|metadata| metadata.len().min(MAX_RESULT))
+        else {
+            return;
+        };
+        let mut buffer = vec![0; 1 << 16];
+        while *at < size {
+            let want = usize::try_from(size - *at)
+                .unwrap_or(buffer.len())
+                .min(buffer.len());
+            let Some(part) = buffer.get_mut(..want) else {
+                return;
+            };
+            match result.read_at(part, *at) {
+                Ok(0) | Err(_) => return,
+                Ok(got) => {
+                    self.feed(part.get(..got).unwrap_or_default());
+                    *at += got as u64;
+                }
+            }
+        }
+    }
+
     /// Takes the next bytes, in any pieces.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while !self.damaged && !self.finished() {

@@ -130,9 +130,7 @@ impl<'a> Waker<'a> {
         let step = self.decide(&registers);
         let done = match step {
             Step::LetGo | Step::Cannot(_) => true,
-            Step::ForceReturn => stopped
-                .fail_call(&registers, Failure::Interrupted, Vec::new())
-                .is_ok(),
+            Step::ForceReturn => fail(stopped, &registers, Failure::Interrupted),
             Step::QueueCall => self.queue(stopped, &registers),
             Step::InPlace(resume) => self.entry().is_some_and(|entry| {
                 let state = self.candidate.support.thread_state;
@@ -159,9 +157,8 @@ impl<'a> Waker<'a> {
     /// Has a wait of Python's own return, so that it looks for what has come: a signal's handler, for example. Not one
     /// that then returns to the application.
     pub(super) fn interrupt_wait(&self, stopped: &Stopped<'_>) -> bool {
-        self.own_wait(stopped).is_some_and(|(registers, name)| {
-            !self.call(&registers, name).returns_to_application()
-                && fail(stopped, &registers, Failure::Interrupted)
+        self.own_wait(stopped).is_some_and(|(registers, call)| {
+            !call.returns_to_application() && fail(stopped, &registers, Failure::Interrupted)
         })
     }
 
@@ -169,8 +166,8 @@ impl<'a> Waker<'a> {
     /// that its time is over, if `lock` says that it was asked for in a way that can fail: C code that waits for a lock
     /// takes anything but the lock for it, or ends the process.
     pub(super) fn fail_wait(&self, stopped: &Stopped<'_>, lock: bool) -> bool {
-        self.own_wait(stopped).is_some_and(|(registers, name)| {
-            if name == "futex" {
+        self.own_wait(stopped).is_some_and(|(registers, call)| {
+            if call.name == "futex" {
                 lock && fail(stopped, &registers, Failure::TimedOut)
             } else {
                 fail(stopped, &registers, Failure::Cancelled)
@@ -178,18 +175,12 @@ impl<'a> Waker<'a> {
         })
     }
 
-    /// The registers of a thread that waits in a call of Python's own without the GIL, and the call's name.
-    fn own_wait(&self, stopped: &Stopped<'_>) -> Option<(Registers, &'static str)> {
+    /// The registers of a thread that waits in a call of Python's own without the GIL, and the call.
+    fn own_wait(&self, stopped: &Stopped<'_>) -> Option<(Registers, Call<'static>)> {
         let registers = stopped.registers()?.resumed(self.wait)?;
-        registers.interrupted()?;
-        let name = registers.call_name()?;
-        let caller = self
-            .prepared
-            .as_ref()?
-            .native
-            .caller(self.process, &registers.unwind())?;
-        let waits = caller.own && !self.waits_for_gil(&registers, name) && !self.attached();
-        waits.then_some((registers, name))
+        let call = self.call(&registers, registers.interrupted()?, registers.call_name()?);
+        let waits = call.own == Some(true) && !call.for_gil && !self.attached();
+        waits.then_some((registers, call))
     }
 
     fn waits_for_gil(&self, registers: &Registers, name: &str) -> bool {
@@ -277,7 +268,8 @@ impl<'a> Waker<'a> {
         };
         let statuses = &self.candidate.statuses;
         let name = registers.call_name().unwrap_or("a system call");
-        let call = registers.interrupted().map(|_| self.call(registers, name));
+        let interrupted = registers.interrupted();
+        let call = interrupted.map(|interrupted| self.call(registers, interrupted, name));
         step(&Seen {
             policy: self.policy,
             call,
@@ -299,12 +291,12 @@ impl<'a> Waker<'a> {
     }
 
     /// What is known of the system call that a thread waits in.
-    fn call<'b>(&self, registers: &Registers, name: &'b str) -> Call<'b> {
+    fn call<'b>(&self, registers: &Registers, interrupted: Interrupted, name: &'b str) -> Call<'b> {
         let [first, second, ..] = registers.arguments();
         let native = self.prepared.as_ref().map(|prepared| &prepared.native);
         Call {
             name,
-            interrupted: registers.interrupted().unwrap_or(Interrupted::Returns),
+            interrupted,
             own: native
                 .and_then(|native| native.caller(self.process, &registers.unwind()))
                 .map(|caller| caller.own),

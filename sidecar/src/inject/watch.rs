@@ -1,26 +1,22 @@
 //! What outlives its keeper: a script that is still running when its request ends, and a request whose carrier was killed.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use sidewinder_decode::{Limits, Runtime};
 use sidewinder_linux::Process;
-use sidewinder_linux::carrier::{Carrier, END_RECORD, Gone};
+use sidewinder_linux::carrier::{Carrier, Gone};
 use sidewinder_linux::program::Program;
 use sidewinder_model::{Locals, Reason, ScriptEnd, Stacks};
 
 use super::finish::give_back;
 use super::queue::Claim;
 use super::result::Answer;
-use super::{MAX_RESULT, Refusal, Run, milliseconds, payload, refuse};
+use super::{Refusal, Run, milliseconds, payload, refuse};
 
 /// How often the result is looked at: at first, and later on.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// How long it is looked at often.
 const AT_FIRST: Duration = Duration::from_secs(5);
-/// How long a process may take to end whose memory is gone.
-const ENDING: Duration = Duration::from_millis(200);
 /// How often the stack is looked at where no result can be written any more.
 const STACK_LOOKS: Duration = Duration::from_secs(1);
 
@@ -60,7 +56,7 @@ impl LeftRunning {
             if look {
                 next_stack = Instant::now() + STACK_LOOKS;
             }
-            if finished(self.carrier.result()) {
+            if self.carrier.is_finished() {
                 self.give_back_signals();
                 break Reason::ScriptEnded;
             } else if gone == Gone::Process || self.program.is_over() {
@@ -96,31 +92,12 @@ impl LeftRunning {
     /// What the script consumed while nobody waited for its answer any more belongs to the application all the same.
     fn give_back_signals(&self) {
         let mut answer = Answer::default();
-        let mut buffer = vec![0; 1 << 16];
-        let mut at = 0;
-        while at < MAX_RESULT && !answer.finished() {
-            match self.carrier.result().read_at(&mut buffer, at) {
-                Ok(0) | Err(_) => break,
-                Ok(got) => {
-                    answer.feed(buffer.get(..got).unwrap_or_default());
-                    at += got as u64;
-                }
-            }
-        }
+        answer.read(self.carrier.result(), &mut 0);
         for signal in answer.signals() {
             // What cannot be given back any more is not.
             let _ = give_back(&self.process, &self.carrier, signal);
         }
     }
-}
-
-/// Whether the result's last record says that the script has ended.
-fn finished(result: &File) -> bool {
-    let mut tail = [0; END_RECORD.len()];
-    let end = result.metadata().map(|metadata| metadata.len());
-    end.ok()
-        .and_then(|end| end.checked_sub(tail.len() as u64))
-        .is_some_and(|at| result.read_exact_at(&mut tail, at).is_ok() && tail == END_RECORD)
 }
 
 /// Whether the wrapper is on the thread's stack.
@@ -173,8 +150,7 @@ impl Run<'_> {
 
     /// That the process executes another program, with which the script is gone.
     pub(super) fn replaced(&self) -> Option<Refusal> {
-        // The memory of a process that is being killed goes a moment before the process.
-        if !self.program.is_over() || self.process.wait_exit(ENDING) {
+        if !self.program.is_over() || self.process.is_ending() {
             return None;
         }
         Some(refuse(

@@ -3,6 +3,7 @@
 use super::Runs;
 use crate::bench::figures::{Samples, verdict};
 use crate::bench::milliseconds;
+use crate::bench::read::row;
 
 /// How many of those that went wrong are named.
 const SHOWN: usize = 3;
@@ -83,8 +84,4 @@ pub(super) fn percentiles(samples: &Samples) -> String {
     [50, 95, 99, 100]
         .map(|percent| milliseconds(samples.percentile(percent)))
         .join(", ")
-}
-
-pub(super) fn row(cells: [&str; 4]) -> Vec<String> {
-    cells.map(str::to_owned).to_vec()
 }

@@ -6,11 +6,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
-use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use sidewinder_decode::Addr;
@@ -20,6 +20,7 @@ use super::files::{names, unlink};
 use super::{
     END_RECORD, GOODBYE, LEAST_DESCRIPTOR, MOST_DESCRIPTOR, SIGNAL, message, random, words,
 };
+use crate::pinned::Pinned;
 use crate::signals::send_back;
 
 /// How long after its sidecar was killed a carrier waits for a script's first word: the thread may have accepted the
@@ -165,7 +166,7 @@ fn carry(orders: &Orders) -> io::Result<()> {
     // SAFETY: as above.
     let [memory, user_namespace, folder] = [orders.memory, orders.user_namespace, orders.folder]
         .map(|fd| fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-    let memory = memory.map(File::from);
+    let memory = memory.map(|memory| Arc::new(File::from(memory)));
     let mut control = UnixStream::from(control);
     let settled = take_identity(orders)
         // Files are found whoever we are.
@@ -210,20 +211,17 @@ fn carry(orders: &Orders) -> io::Result<()> {
         Some(_) => path.ends_with(ours.as_bytes()),
         None => path == ours.as_bytes(),
     };
-    let take_back = || {
+    let withdraw = || {
         if let Some([pid, pending, path]) = request
             && let Ok(pid) = i32::try_from(pid)
             && !ended(&pidfd)
         {
-            let target = Memory {
-                pid: Pid::from_raw(pid),
-                file: memory.as_ref(),
-            };
-            return target.take_back(Addr(pending), Addr(path), is_ours);
+            let target = Pinned::new(pid, memory.clone());
+            return take_back(&target, Addr(pending), Addr(path), is_ours);
         }
         false
     };
-    let mut taken = take_back();
+    let mut taken = withdraw();
     // What the thread had accepted by then finds its file, and has a place for its result.
     let accepted = Instant::now() + FIRST_SIGN;
     while request.is_some()
@@ -241,7 +239,7 @@ fn carry(orders: &Orders) -> io::Result<()> {
                 tv_nsec: 100_000_000,
             }),
         );
-        taken = take_back();
+        taken = withdraw();
     }
     if let Some(folder) = folder {
         unlink(folder, orders.id);
@@ -320,7 +318,8 @@ fn ended(pidfd: &OwnedFd) -> bool {
     )
 }
 
-fn finished(result: &File) -> bool {
+/// Whether the result's last record says that the script has ended.
+pub(super) fn finished(result: &File) -> bool {
     let mut tail = [0; END_RECORD.len()];
     let Some(at) = result
         .metadata()
@@ -332,51 +331,19 @@ fn finished(result: &File) -> bool {
     result.read_exact_at(&mut tail, at).is_ok() && tail == END_RECORD
 }
 
-/// The target's memory, through the file where there is one.
-struct Memory<'a> {
-    pid: Pid,
-    file: Option<&'a File>,
-}
-
-impl Memory<'_> {
-    fn remote(at: Addr, len: usize) -> nix::sys::uio::RemoteIoVec {
-        nix::sys::uio::RemoteIoVec {
-            base: usize::try_from(at.0).unwrap_or_default(),
-            len,
-        }
+/// Takes a request back as the sidecar would have done it; whether one that is ours waited there, and does not any more.
+/// Without the right to, nothing happens.
+fn take_back(target: &Pinned, pending: Addr, path: Addr, is_ours: impl Fn(&[u8]) -> bool) -> bool {
+    let mut flag = [0; 4];
+    let mut there = [0; PATH_BYTES];
+    if target.read(pending, &mut flag).is_err()
+        || flag == [0; 4]
+        || target.read(path, &mut there).is_err()
+    {
+        return false;
     }
-
-    fn read(&self, at: Addr, buf: &mut [u8]) -> bool {
-        if let Some(file) = self.file {
-            return file.read_exact_at(buf, at.0).is_ok();
-        }
-        let remote = Self::remote(at, buf.len());
-        let len = buf.len();
-        nix::sys::uio::process_vm_readv(self.pid, &mut [io::IoSliceMut::new(buf)], &[remote])
-            == Ok(len)
-    }
-
-    /// As the sidecar would have done it; whether a request that is ours waited there, and does not any more. Without the
-    /// right to, nothing happens.
-    fn take_back(&self, pending: Addr, path: Addr, is_ours: impl Fn(&[u8]) -> bool) -> bool {
-        let mut flag = [0; 4];
-        let mut there = [0; PATH_BYTES];
-        if !self.read(pending, &mut flag) || flag == [0; 4] || !self.read(path, &mut there) {
-            return false;
-        }
-        let text = there.split(|byte| *byte == 0).next();
-        if !text.is_some_and(is_ours) {
-            return false;
-        }
-        let none = [0; 4];
-        if let Some(file) = self.file {
-            file.write_all_at(&none, pending.0).is_ok()
-        } else {
-            let remote = Self::remote(pending, none.len());
-            nix::sys::uio::process_vm_writev(self.pid, &[io::IoSlice::new(&none)], &[remote])
-                == Ok(none.len())
-        }
-    }
+    let text = there.split(|byte| *byte == 0).next();
+    text.is_some_and(is_ours) && target.write(pending, &[0; 4]).is_ok()
 }
 
 #[cfg(test)]
