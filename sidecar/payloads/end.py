@@ -3,9 +3,11 @@ def explain():
     if failure is None:
         return
     consumed(failure)
+    records = []
     try:
         part("errors")
-        records = explained(failure)
+        # What an exception says of itself is the script's code, and ends as such.
+        in_context(lambda: records.extend(explained(failure)))
     except (MemoryError, RecursionError):
         records = (b"t", type(failure).__name__), (b"m", "no memory was left to say more")
     for kind, text in records:

@@ -92,6 +92,11 @@ fn what_is_asked_of_its_objects_ends_too() {
                 "class C(Exception):\n    def __str__(self):\n        while True: pass\nraise C",
                 json!("__main__.C"),
             ),
+            // What it prints there is the script's as well.
+            (
+                "class C(Exception):\n    def __str__(self):\n        print('asked')\n        while True: pass\nraise C",
+                json!("__main__.C"),
+            ),
             (
                 "class C:\n    def __repr__(self):\n        while True: pass\nC()",
                 json!("SystemExit"),
@@ -101,6 +106,11 @@ fn what_is_asked_of_its_objects_ends_too() {
             assert_eq!(
                 answer["exception"].get("type").unwrap_or(&json!(null)),
                 &kind,
+                "{script}: {answer:#}"
+            );
+            assert_eq!(
+                answer["stdout"].as_str().unwrap().contains("asked"),
+                script.contains("asked"),
                 "{script}: {answer:#}"
             );
             assert_same(&target, &before, &["modules", "importers"], script);
