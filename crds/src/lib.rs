@@ -12,7 +12,8 @@ pub mod v1alpha1;
 
 pub use v1alpha1::{
     Afterwards, AsyncioFormat, AsyncioSnapshot, AttachMode, AttachedAs, ConfigMapKey, DebugSession,
-    DebugSessionSpec, DebugSessionStatus, DisarmState, ExecStatus, LocalsMode, Phase,
-    ProcessSelector, Processes, RemoteExec, ResultPart, ResultRef, ScriptException, ScriptSource,
-    SelectMode, SessionAction, StacksAction, Target, TargetStatus, ThreadSelector, WakePolicy,
+    DebugSessionSpec, DebugSessionStatus, DisarmState, ExecStatus, LabelOperator, LabelRequirement,
+    LocalsMode, Phase, PodCount, PodMode, PodSelector, ProcessSelector, Processes, RemoteExec,
+    Requester, ResultPart, ResultRef, ScriptException, ScriptSource, SelectMode, SessionAction,
+    StacksAction, Target, TargetStatus, ThreadSelector, WakePolicy,
 };

@@ -9,7 +9,7 @@ use serde_json::json;
 use sidewinder_crds::conditions::{self, COMPLETE, FAILED};
 use sidewinder_crds::{
     AsyncioSnapshot, DebugSession, DebugSessionSpec, DebugSessionStatus, Processes, RemoteExec,
-    StacksAction, Target, TargetStatus,
+    StacksAction, TargetStatus,
 };
 use sidewinder_model::Reason;
 
@@ -21,24 +21,7 @@ const GRACE: Duration = Duration::from_secs(90);
 
 /// A session called `name` on the pod `pod` with no action yet.
 pub fn session(name: &str, pod: &str) -> DebugSession {
-    DebugSession::new(
-        name,
-        DebugSessionSpec {
-            target: Target {
-                pod_name: pod.to_owned(),
-                ..Target::default()
-            },
-            processes: None,
-            asyncio_snapshot: None,
-            stacks: None,
-            remote_exec: None,
-            attach: sidewinder_crds::AttachMode::default(),
-            timeout_seconds: 30,
-            ttl_seconds_after_finished: None,
-            reason: None,
-            cancel: false,
-        },
-    )
+    DebugSession::new(name, DebugSessionSpec::for_pod(pod))
 }
 
 /// A session that lists the Python processes.

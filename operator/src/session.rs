@@ -147,7 +147,7 @@ impl<C: Connect> Supervisor<C> {
             namespace = session.namespace().unwrap_or_default(),
             name = session.name_any(),
             uid,
-            pod = session.spec.target.pod_name,
+            pod = session.spec.pod_name(),
             action = session.spec.action().map_or("none", |action| action.name()),
         );
         self.tasks.spawn(
@@ -189,7 +189,7 @@ impl<C: Connect> Supervisor<C> {
             namespace = session.namespace().unwrap_or_default(),
             name = session.name_any(),
             uid,
-            pod = session.spec.target.pod_name,
+            pod = session.spec.pod_name(),
         );
         self.tasks.spawn(
             async move {

@@ -9,8 +9,9 @@ mod rules_tests;
 
 pub use spec::{
     AsyncioFormat, AsyncioSnapshot, AttachMode, ConfigMapKey, DebugSession, DebugSessionSpec,
-    LocalsMode, ProcessSelector, Processes, RemoteExec, ScriptSource, SelectMode, SessionAction,
-    StacksAction, Target, WakePolicy,
+    LabelOperator, LabelRequirement, LocalsMode, PodCount, PodMode, PodSelector, ProcessSelector,
+    Processes, RemoteExec, Requester, ScriptSource, SelectMode, SessionAction, StacksAction,
+    Target, WakePolicy,
 };
 pub use status::{
     Afterwards, AttachedAs, DebugSessionStatus, DisarmState, ExecStatus, Phase, ResultPart,

@@ -13,6 +13,8 @@
     reason = "each printcolumn names its own type and priority"
 )]
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -151,6 +153,16 @@ pub struct DebugSessionSpec {
     #[schemars(length(max = 256))]
     pub reason: Option<String>,
 
+    /// Who asks. Where the cluster can (MutatingAdmissionPolicy, Kubernetes 1.36 and newer) it is stamped when the
+    /// session is created; a client that gives it itself must give its own name and groups, or is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<Requester>,
+
+    /// Set to true to be told what would happen: the targets are looked up, and whether the cluster would let the
+    /// sidecar in and the requester run code is asked; no pod is touched and nothing is read or run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+
     /// Set to true to end the session early. The only field that may change, and only to true.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancel: bool,
@@ -168,11 +180,16 @@ fn unchanged() -> String {
         "remoteExec",
         "ttlSecondsAfterFinished",
         "reason",
+        "requestedBy",
     ]
     .map(|field| {
         format!("(has(self.{field}) ? has(oldSelf.{field}) && self.{field} == oldSelf.{field} : !has(oldSelf.{field}))")
     });
-    [always.as_slice(), optional.as_slice()]
+    // False and absent are the same.
+    let dry_run = [
+        "(has(self.dryRun) && self.dryRun) == (has(oldSelf.dryRun) && oldSelf.dryRun)".to_owned(),
+    ];
+    [always.as_slice(), optional.as_slice(), &dry_run]
         .concat()
         .join(" && ")
 }
@@ -181,14 +198,29 @@ fn default_timeout_seconds() -> i32 {
     30
 }
 
-/// The pod, container and process that a session is for.
+/// The pods, container and process that a session is for.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.podName) != has(self.selector)").message("target needs exactly one of `podName` and `selector`"),
+    validation = Rule::new("!has(self.pods) || has(self.selector)").message("target.pods needs `selector`: podName is one pod already")
+)]
 pub struct Target {
     /// The pod, in the session's own namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message("podName must be the name of one pod: lower case letters, digits, '-' and '.', for example `web-0`"))]
-    pub pod_name: String,
+    pub pod_name: Option<String>,
+
+    /// The pods with these labels, in the session's own namespace, instead of one by its name. Which of them, and how
+    /// many at once, says `pods`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<PodSelector>,
+
+    /// How many of the pods that match `selector` are asked. Absent: one. Pods that are not Ready come first, then
+    /// those that restarted most, then by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<PodCount>,
 
     /// The container. Absent: the one that the annotation kubectl.kubernetes.io/default-container names, else the
     /// only one, else the first.
@@ -201,6 +233,124 @@ pub struct Target {
     /// 1 if it is Python, else the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessSelector>,
+}
+
+/// Chooses pods by their labels. Every requirement must hold.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.matchLabels) && self.matchLabels.size() > 0) || (has(self.matchExpressions) && self.matchExpressions.size() > 0)").message("the selector must not be empty: an empty one would mean every pod of the namespace")
+)]
+pub struct PodSelector {
+    /// Labels that a pod must have, with these values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub match_labels: BTreeMap<String, String>,
+
+    /// Requirements on labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
+    pub match_expressions: Vec<LabelRequirement>,
+}
+
+/// One requirement on a label.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)").message("In and NotIn need `values`; Exists and DoesNotExist have none")
+)]
+pub struct LabelRequirement {
+    /// The label.
+    #[schemars(length(min = 1, max = 317))]
+    pub key: String,
+
+    /// How the label and the values compare.
+    pub operator: LabelOperator,
+
+    /// The values, with In and NotIn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    pub values: Vec<String>,
+}
+
+/// How a label and values compare.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum LabelOperator {
+    /// The label has one of the values.
+    #[default]
+    In,
+    /// The label has none of the values, or is not there.
+    NotIn,
+    /// The label is there.
+    Exists,
+    /// The label is not there.
+    DoesNotExist,
+}
+
+/// How many of the pods that match a selector are asked, and how many of them at once.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.value) == (has(self.mode) && self.mode in ['Fixed', 'Percent'])").message("pods.value is needed with the modes Fixed and Percent, and only there"),
+    validation = Rule::new("!(has(self.mode) && self.mode == 'Percent') || !has(self.value) || self.value <= 100").message("pods.value is at most 100 with the mode Percent")
+)]
+pub struct PodCount {
+    /// One: the first in order. All: every one, at most 256. Fixed: `value` of them. Percent: `value` percent of them,
+    /// rounded up.
+    #[serde(default)]
+    pub mode: PodMode,
+
+    /// With Fixed a number of pods, with Percent a percentage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256))]
+    pub value: Option<i32>,
+
+    /// How many pods are asked at the same time.
+    #[serde(default = "default_max_parallel")]
+    #[schemars(range(min = 1, max = 256))]
+    pub max_parallel: i32,
+}
+
+fn default_max_parallel() -> i32 {
+    10
+}
+
+impl Default for PodCount {
+    fn default() -> Self {
+        Self {
+            mode: PodMode::default(),
+            value: None,
+            max_parallel: default_max_parallel(),
+        }
+    }
+}
+
+/// Which of several pods.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum PodMode {
+    /// The first in order.
+    #[default]
+    One,
+    /// Every one.
+    All,
+    /// A number of them.
+    Fixed,
+    /// A part of them, rounded up.
+    Percent,
+}
+
+/// Who asks for a session.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Requester {
+    /// The user's name as the API server knows it.
+    #[schemars(length(min = 1, max = 1024))]
+    pub username: String,
+
+    /// The user's groups.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "set"))]
+    pub groups: BTreeSet<String>,
 }
 
 /// Chooses among the Python processes of a container, by pid or by command.
@@ -443,13 +593,17 @@ impl DebugSessionSpec {
         }
     }
 
+    /// The pod that the session names; empty where it has a selector.
+    pub fn pod_name(&self) -> &str {
+        self.target.pod_name.as_deref().unwrap_or_default()
+    }
+
     /// A spec for the pod of a name, with every default and no action yet.
     pub fn for_pod(pod_name: impl Into<String>) -> Self {
         Self {
             target: Target {
-                pod_name: pod_name.into(),
-                container: None,
-                process: None,
+                pod_name: Some(pod_name.into()),
+                ..Target::default()
             },
             processes: None,
             asyncio_snapshot: None,
@@ -459,6 +613,8 @@ impl DebugSessionSpec {
             timeout_seconds: default_timeout_seconds(),
             ttl_seconds_after_finished: None,
             reason: None,
+            requested_by: None,
+            dry_run: false,
             cancel: false,
         }
     }

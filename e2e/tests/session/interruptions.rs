@@ -47,7 +47,7 @@ pub(crate) async fn begin(
     session: &DebugSession,
 ) -> Result<DebugSession> {
     let created = sessions::create(&namespace.sessions(), session).await?;
-    until(namespace, &session.spec.target.pod_name, "-s /tmp/runs").await?;
+    until(namespace, session.spec.pod_name(), "-s /tmp/runs").await?;
     Ok(created)
 }
 

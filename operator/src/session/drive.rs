@@ -209,7 +209,7 @@ impl<'a, C: Connect> Run<'a, C> {
             .map(|container| format!("/{container}"));
         status.target = Some(format!(
             "{}{}",
-            spec.target.pod_name,
+            spec.pod_name(),
             container.unwrap_or_default()
         ));
         if let Some(Ok(script)) = &self.observed.script {
@@ -237,7 +237,7 @@ impl<'a, C: Connect> Run<'a, C> {
         let container =
             inject::choose_container(pod, self.session.spec.target.container.as_deref()).ok();
         self.entry = TargetStatus {
-            pod_name: self.session.spec.target.pod_name.clone(),
+            pod_name: self.session.spec.pod_name().to_owned(),
             pod_uid: pod.uid(),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             container: container.map(str::to_owned),
@@ -280,7 +280,7 @@ impl<'a, C: Connect> Run<'a, C> {
     fn endpoint(&self, sidecar: &str) -> Endpoint {
         Endpoint {
             namespace: self.session.namespace().unwrap_or_default(),
-            pod: self.session.spec.target.pod_name.clone(),
+            pod: self.session.spec.pod_name().to_owned(),
             pod_uid: self.entry.pod_uid.clone().unwrap_or_default(),
             container: sidecar.to_owned(),
         }

@@ -30,7 +30,7 @@ pub async fn session(client: &Client, known: &DebugSession) -> Result<Option<Deb
 /// The pod that a session names.
 pub async fn pod(client: &Client, session: &DebugSession) -> Result<Option<Pod>, Error> {
     let namespace = session.namespace().unwrap_or_default();
-    let name = &session.spec.target.pod_name;
+    let name = session.spec.pod_name();
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     patiently(
         || format!("read pod {namespace}/{name}"),
@@ -43,7 +43,7 @@ pub async fn pod(client: &Client, session: &DebugSession) -> Result<Option<Pod>,
 pub fn pod_changes(client: &Client, session: &DebugSession) -> BoxStream<'static, Option<Pod>> {
     let namespace = session.namespace().unwrap_or_default();
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    let fields = format!("metadata.name={}", session.spec.target.pod_name);
+    let fields = format!("metadata.name={}", session.spec.pod_name());
     watcher(api, watcher::Config::default().fields(&fields))
         .default_backoff()
         .scan(false, |seen, event| {

@@ -266,7 +266,7 @@ pub fn plan(
         Some(Ok(script)) => Some(script.as_str()),
         None => None,
     };
-    let name = &spec.target.pod_name;
+    let name = spec.pod_name();
     let Some(pod) = &observed.pod else {
         return if out {
             lost_pod(observed, name, once, "was deleted")
