@@ -9,6 +9,7 @@ pub mod drive;
 pub mod observe;
 pub mod plan;
 pub mod result;
+pub mod targets;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,6 @@ use kube::runtime::controller::{self, Action};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use sidewinder_crds::{DebugSession, DebugSessionStatus};
-use sidewinder_model::Reason;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,8 +31,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use self::drive::{Outcome, Signal};
-use self::plan::End;
-use self::result::Sensitive;
+use self::result::{PodEnd, Sensitive};
 use crate::error::{Error, describe};
 use crate::events::Events;
 use crate::inject::{Refusal, SidecarImage};
@@ -301,27 +300,13 @@ impl<C: Connect> Supervisor<C> {
 
     /// Ends a session that cannot be worked on.
     async fn give_up(&self, session: &DebugSession, words: &str) {
-        let status = session.status.clone().unwrap_or_default();
-        let intent = plan::Intent::read(&status.targets).is_some();
-        let end = End {
-            reason: Reason::InternalError,
-            message: words.to_owned(),
-            outcome: None,
-            maybe_armed: intent,
-        };
-        let target = status.targets.first().cloned().unwrap_or_default();
         let now = Timestamp::now();
         let elapsed = now.duration_since(plan::started(session, now));
-        let finished = result::finish(
-            session,
-            &end,
-            &target,
-            "",
-            self.context.settings.sensitive,
-            Duration::try_from(elapsed).unwrap_or_default(),
-            now,
-        );
-        if let Err(failed) = apply::status(&self.context.client, session, &finished.status).await {
+        let elapsed = Duration::try_from(elapsed).unwrap_or_default();
+        let ends = PodEnd::give_up(session, words, self.context.settings.sensitive);
+        let finished = result::finish(session, &ends, elapsed, now);
+        let status = result::seal(finished, &ends, session.metadata.generation, now);
+        if let Err(failed) = apply::status(&self.context.client, session, &status).await {
             error!(error = %describe(&failed), "a session's end cannot be written");
         }
     }

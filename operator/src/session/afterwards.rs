@@ -117,7 +117,12 @@ impl<C: Connect> Watch<'_, C> {
         );
         let mut pause = PAUSES.0;
         loop {
-            let pod = observe::pod(&self.context.client, self.session).await?;
+            let pod = observe::pod(
+                &self.context.client,
+                &self.watched.endpoint.namespace,
+                &self.watched.endpoint.pod,
+            )
+            .await?;
             let place = Place {
                 pod_uid: &self.watched.endpoint.pod_uid,
                 container: &self.watched.container,

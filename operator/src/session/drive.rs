@@ -1,18 +1,19 @@
-//! One session from its start to its end: observe, plan, apply, until the plan says that it is over.
+//! One session from its start to its end: its pods are chosen, each is worked on by a run of its own, and what they came
+//! to becomes one status.
 //!
-//! Here stand the loop and what a run knows; how each step is carried out is in a file of its own. Nothing here decides
-//! what comes next: a step changes what was observed, and the plan is asked again.
+//! Here stands what the pods have in common; [`run`] goes round in observe, plan and apply for one of them. Which pods a
+//! selector meant is decided once and written down with their UIDs before any of them is touched.
 
 mod ask;
+mod board;
 mod end;
 mod enter;
-mod status;
+mod run;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::Pod;
+use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -20,15 +21,15 @@ use sidewinder_crds::conditions::whole_seconds;
 use sidewinder_crds::{DebugSession, DebugSessionStatus, Phase, SessionAction, TargetStatus};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info};
 
-use super::Context;
-use super::observe;
-use super::plan::{Intent, Observed, Step, plan};
+use self::board::{Board, SHOW_EVERY};
+use self::run::{Ended, Run};
+use super::result::{PodEnd, by_pod};
+use super::targets::{self, Candidate};
+use super::{Context, observe, plan};
 use crate::error::Error;
-use crate::inject;
-use crate::relay::connect::{Connect, Endpoint};
-use crate::relay::{Agent, Replies};
+use crate::inject::Refusal;
+use crate::relay::connect::Connect;
 
 /// What the outside tells a running session.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +41,7 @@ pub struct Signal {
 }
 
 /// How work on a session stopped.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Its end is written.
     Ended,
@@ -55,6 +56,16 @@ enum Flow {
     Stop(Outcome),
 }
 
+/// One pod of a session.
+struct Target {
+    /// As it stands in the status while nothing else is known.
+    entry: TargetStatus,
+    /// Whether no other pod of its name counts.
+    pinned: bool,
+    /// Its end, where that stands in the status.
+    end: Option<PodEnd>,
+}
+
 /// Works on `session` until its end.
 ///
 /// # Errors
@@ -62,234 +73,278 @@ enum Flow {
 pub async fn drive<C: Connect>(
     context: &Context<C>,
     session: DebugSession,
-    signals: watch::Receiver<Signal>,
+    mut signals: watch::Receiver<Signal>,
 ) -> Result<Outcome, Error> {
-    let mut run = Run::new(context, session, signals);
-    let (pod, script) = tokio::join!(
-        observe::pod(&context.client, &run.session),
-        observe::script(&context.client, &run.session)
+    let began = Instant::now();
+    let (signal, _) = watch::channel(signals.borrow_and_update().clone());
+    let (script, chosen) = tokio::join!(
+        observe::script(&context.client, &session),
+        choose(context, &session)
     );
-    run.observed.pod = pod?;
-    run.observed.script = script?;
-    run.take_up();
-    run.recall_refusals();
-    loop {
-        run.take_signal();
-        if run.gone {
-            run.abandon().await;
-            return Ok(Outcome::Gone);
+    let (script, chosen) = (script?, chosen?);
+    let status = take_up(
+        &session,
+        script.as_ref().and_then(|script| script.as_ref().ok()),
+    );
+    let board = Board::new(context, &signal, session.clone(), status.clone());
+    let mut lone = None;
+    let mut targets = match chosen {
+        Ok(targets) => targets,
+        Err(refusal) => {
+            lone = Some(refused(context, &session, refusal));
+            Vec::new()
         }
-        let step = run.plan();
-        debug!(step = step_name(&step), "next");
-        let began = Instant::now();
-        let flow = match step.clone() {
-            Step::End(end) => run.end(&end).await?,
-            Step::AwaitPod { until } => run.await_pod(&step, until).await?,
-            Step::Inject { way, container } => run.inject(way, &container).await?,
-            Step::Open {
-                sidecar,
-                way,
-                until,
-            } => run.open(&step, sidecar, way, until).await?,
-            Step::Record(intent) => run.record(intent).await?,
-            Step::Ask {
-                request,
-                until,
-                cancel,
-            } => run.ask(&request, until, cancel).await?,
-            Step::FallBack { way, refusal } => {
-                run.fall_back(way, refusal);
-                Flow::Continue
-            }
-        };
-        context
-            .metrics
-            .step(step_name(&step), began.elapsed().as_secs_f64());
-        if let Flow::Stop(outcome) = flow {
+    };
+    let places = places(&targets);
+    board.add(&mut targets, &places);
+    let mut view = DebugSession {
+        status: Some(status),
+        ..session.clone()
+    };
+    // Each run has it once already.
+    if let Some(exec) = &mut view.spec.remote_exec {
+        exec.script = None;
+    }
+    let work = async {
+        let fresh = session
+            .status
+            .as_ref()
+            .is_none_or(|status| status.targets.is_empty());
+        if session.spec.target.selector.is_some()
+            && fresh
+            && !targets.is_empty()
+            && let Flow::Stop(outcome) = board.write_all().await?
+        {
             return Ok(outcome);
         }
-    }
-}
-
-fn step_name(step: &Step) -> &'static str {
-    match step {
-        Step::End(_) => "end",
-        Step::AwaitPod { .. } => "await_pod",
-        Step::Inject { .. } => "inject",
-        Step::Open { .. } => "open",
-        Step::Record(_) => "record",
-        Step::Ask { .. } => "ask",
-        Step::FallBack { .. } => "fall_back",
-    }
-}
-
-struct Run<'a, C> {
-    context: &'a Context<C>,
-    /// As it stands in the API server, as far as is known.
-    session: DebugSession,
-    /// As it should stand there.
-    status: DebugSessionStatus,
-    signals: watch::Receiver<Signal>,
-    gone: bool,
-    observed: Observed,
-    agent: Option<Arc<Agent>>,
-    replies: Option<Replies>,
-    cancel_sent: bool,
-    /// The sidecar that the session goes through, for the status.
-    entry: TargetStatus,
-    pod_changes: Option<BoxStream<'static, Option<Pod>>>,
-    began: Instant,
-}
-
-impl<'a, C: Connect> Run<'a, C> {
-    fn new(
-        context: &'a Context<C>,
-        session: DebugSession,
-        signals: watch::Receiver<Signal>,
-    ) -> Self {
-        let status = session.status.clone().unwrap_or_default();
-        Self {
-            context,
-            status,
-            session,
-            signals,
-            gone: false,
-            observed: Observed::default(),
-            agent: None,
-            replies: None,
-            cancel_sent: false,
-            entry: TargetStatus::default(),
-            pod_changes: None,
-            began: Instant::now(),
-        }
-    }
-
-    fn plan(&self) -> Step {
-        plan(
-            &self.session,
-            &self.observed,
-            &self.context.settings.sidecar,
-            Timestamp::now(),
-        )
-    }
-
-    fn at_most_once(&self) -> bool {
-        matches!(
-            self.session.spec.action(),
-            Some(SessionAction::RemoteExec(_))
-        )
-    }
-
-    /// The first words about the session; they reach the API server with whatever is written first.
-    fn take_up(&mut self) {
-        let now = Timestamp::now();
-        let spec = &self.session.spec;
-        if self.at_most_once() {
-            self.observed.intent = Intent::read(&self.status.targets);
-            if self.observed.intent.is_some() {
-                info!("resumed: the action was given to an agent before");
-                self.entry = self.status.targets.first().cloned().unwrap_or_default();
+        let todo: Vec<(usize, usize)> = places
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(_, place)| !board.has_ended(*place))
+            .collect();
+        let mut runs = futures::stream::iter(todo)
+            .map(|(chosen, place)| {
+                let run = targets.get(chosen).map(|target| {
+                    Run::new(
+                        context,
+                        &board,
+                        place,
+                        &view,
+                        target,
+                        script.as_ref(),
+                        signal.subscribe(),
+                    )
+                });
+                async move {
+                    match run {
+                        Some(run) => (place, run.drive().await),
+                        None => (place, Ok(Ended::Stopped(Outcome::Superseded))),
+                    }
+                }
+            })
+            .buffer_unordered(parallel(&session));
+        let mut gone = false;
+        while let Some((place, ended)) = runs.next().await {
+            match ended? {
+                Ended::Pod { end, keeper } => board.settle(place, *end, keeper),
+                // The others hear of it, too, and stop what runs for them.
+                Ended::Stopped(Outcome::Gone) => gone = true,
+                Ended::Stopped(outcome) => return Ok(outcome),
             }
         }
-        let status = &mut self.status;
-        status.start_time.get_or_insert(Time(whole_seconds(now)));
-        status.phase.get_or_insert(Phase::Pending);
-        status.observed_generation = self.session.metadata.generation;
-        status.action = spec.action().map(|action| action.name().to_owned());
-        let container = spec
-            .target
-            .container
-            .as_deref()
-            .or_else(|| {
-                self.observed
-                    .pod
-                    .as_ref()
-                    .and_then(|pod| inject::choose_container(pod, None).ok())
-            })
-            .map(|container| format!("/{container}"));
-        status.target = Some(format!(
-            "{}{}",
-            spec.pod_name(),
-            container.unwrap_or_default()
-        ));
-        if let Some(Ok(script)) = &self.observed.script {
-            status.script_sha256 = Some(observe::digest(script));
+        drop(runs);
+        if gone {
+            return Ok(Outcome::Gone);
         }
-        let started = status.start_time.clone();
-        // The plan counts from here, also before anything is written.
-        self.session
-            .status
-            .get_or_insert_default()
-            .start_time
-            .get_or_insert_with(|| started.unwrap_or(Time(now)));
-        self.note_pod();
-        self.note_signal(self.session.spec.cancel);
+        self::end::end(context, &board, lone, began).await
+    };
+    let several = targets.len() > 1;
+    tokio::select! {
+        outcome = work => outcome,
+        outcome = keep_showing(&board), if several => outcome,
+        outcome = async {
+            pass_on(&mut signals, &signal).await;
+            std::future::pending().await
+        } => outcome,
     }
+}
 
-    /// Copies what the status says about the pod.
-    fn note_pod(&mut self) {
-        let Some(pod) = &self.observed.pod else {
-            return;
-        };
-        if self.observed.intent.is_some() {
-            return;
-        }
-        let container =
-            inject::choose_container(pod, self.session.spec.target.container.as_deref()).ok();
-        self.entry = TargetStatus {
-            pod_name: self.session.spec.pod_name().to_owned(),
-            pod_uid: pod.uid(),
-            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
-            container: container.map(str::to_owned),
-            container_id: container
-                .and_then(|container| inject::container_status(pod, container))
-                .and_then(|status| status.container_id.clone()),
-            sidecar: self.entry.sidecar.clone(),
-            attach: self.entry.attach,
-            agent: self.entry.agent.clone(),
-            ..TargetStatus::default()
-        };
-    }
-
-    fn set_pod(&mut self, pod: Option<Pod>) {
-        self.observed.pod = pod;
-        self.note_pod();
-    }
-
-    fn note_signal(&mut self, cancel: bool) {
-        if cancel && self.observed.cancelled_since.is_none() {
-            info!("cancelled");
-            self.observed.cancelled_since = Some(Timestamp::now());
-        }
-    }
-
-    fn take_signal(&mut self) {
-        let signal = self.signals.borrow_and_update().clone();
-        self.gone |= signal.gone;
-        if let Some(latest) = signal.latest {
-            self.note_signal(latest.spec.cancel);
-        }
-    }
-
-    /// The pod's changes, watched from the first call on.
-    fn pod_changes(&mut self) -> &mut BoxStream<'static, Option<Pod>> {
-        self.pod_changes
-            .get_or_insert_with(|| observe::pod_changes(&self.context.client, &self.session))
-    }
-
-    fn endpoint(&self, sidecar: &str) -> Endpoint {
-        Endpoint {
-            namespace: self.session.namespace().unwrap_or_default(),
-            pod: self.session.spec.pod_name().to_owned(),
-            pod_uid: self.entry.pod_uid.clone().unwrap_or_default(),
-            container: sidecar.to_owned(),
+/// Writes what several pods show, from time to time, until the session is another's.
+async fn keep_showing<C>(board: &Board<'_, C>) -> Result<Outcome, Error> {
+    let mut ticks = tokio::time::interval(SHOW_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        if let Flow::Stop(Outcome::Superseded) = board.write_all().await? {
+            return Ok(Outcome::Superseded);
         }
     }
 }
 
-fn deadline(until: Timestamp) -> Instant {
-    let left = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
-    Instant::now() + left
+/// Tells the runs what the outside says.
+async fn pass_on(from: &mut watch::Receiver<Signal>, to: &watch::Sender<Signal>) {
+    loop {
+        let closed = from.changed().await.is_err();
+        let news = from.borrow_and_update().clone();
+        to.send_modify(|signal| {
+            signal.gone |= news.gone || closed;
+            if news.latest.is_some() {
+                signal.latest = news.latest;
+            }
+        });
+        if closed {
+            return;
+        }
+    }
+}
+
+/// Where each pod stands in the status, which is sorted by name; they are worked on in the order in which they were
+/// chosen.
+fn places(targets: &[Target]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..targets.len()).collect();
+    order.sort_by(|one, other| pod_name(targets, *one).cmp(pod_name(targets, *other)));
+    let mut places = vec![0; targets.len()];
+    for (place, chosen) in order.into_iter().enumerate() {
+        if let Some(slot) = places.get_mut(chosen) {
+            *slot = place;
+        }
+    }
+    places
+}
+
+fn pod_name(targets: &[Target], place: usize) -> &str {
+    targets
+        .get(place)
+        .map_or("", |target| target.entry.pod_name.as_str())
+}
+
+/// How many pods are worked on at once.
+fn parallel(session: &DebugSession) -> usize {
+    let count = session.spec.target.pods.clone().unwrap_or_default();
+    usize::try_from(count.max_parallel).unwrap_or(1).max(1)
+}
+
+/// The pods of a session in the order in which they are asked: those that stand in its status, else those that its
+/// selector means now, else the one that it names.
+async fn choose<C: Connect>(
+    context: &Context<C>,
+    session: &DebugSession,
+) -> Result<Result<Vec<Target>, Refusal>, Error> {
+    let spec = &session.spec;
+    let pinned = spec.target.selector.is_some();
+    let known = session
+        .status
+        .as_ref()
+        .map(|status| status.targets.as_slice())
+        .unwrap_or_default();
+    if !known.is_empty() {
+        let targets = by_pod(known).into_iter().filter_map(|entries| {
+            Some(Target {
+                end: PodEnd::read(&entries),
+                entry: entries.into_iter().next()?,
+                pinned,
+            })
+        });
+        return Ok(Ok(targets.collect()));
+    }
+    let Some(selector) = &spec.target.selector else {
+        return Ok(Ok(vec![Target {
+            entry: TargetStatus {
+                pod_name: spec.pod_name().to_owned(),
+                ..TargetStatus::default()
+            },
+            pinned,
+            end: None,
+        }]));
+    };
+    let namespace = session.namespace().unwrap_or_default();
+    let selector = targets::label_selector(selector);
+    let found = match observe::candidates(&context.client, &namespace, &selector).await? {
+        Ok(found) => found,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let count = spec.target.pods.clone().unwrap_or_default();
+    let chosen = targets::choose(found, &count, &selector.to_string(), &namespace);
+    Ok(chosen.map(|chosen| chosen.into_iter().map(chosen_target).collect()))
+}
+
+fn chosen_target(pod: Candidate) -> Target {
+    Target {
+        entry: TargetStatus {
+            pod_name: pod.name,
+            pod_uid: Some(pod.uid),
+            node: pod.node,
+            phase: Some(Phase::Pending),
+            ..TargetStatus::default()
+        },
+        pinned: true,
+        end: None,
+    }
+}
+
+/// The end of a session that has no pod to work on.
+fn refused<C>(context: &Context<C>, session: &DebugSession, refusal: Refusal) -> PodEnd {
+    PodEnd::new(
+        session,
+        plan::End {
+            reason: refusal.reason,
+            message: refusal.message,
+            outcome: None,
+            maybe_armed: false,
+        },
+        &TargetStatus::default(),
+        String::new(),
+        context.settings.sensitive,
+    )
+}
+
+/// The first words about the session; they reach the API server with whatever is written first.
+fn take_up(session: &DebugSession, script: Option<&Arc<str>>) -> DebugSessionStatus {
+    let spec = &session.spec;
+    let mut status = session.status.clone().unwrap_or_default();
+    status
+        .start_time
+        .get_or_insert(Time(whole_seconds(Timestamp::now())));
+    status.phase.get_or_insert(Phase::Pending);
+    status.observed_generation = session.metadata.generation;
+    status.action = spec.action().map(|action| action.name().to_owned());
+    if let Some(script) = script {
+        status.script_sha256 = Some(observe::digest(script));
+    }
+    status
+}
+
+/// The target in short, for the table.
+fn target_words(session: &DebugSession, chosen: Option<&str>) -> String {
+    let target = &session.spec.target;
+    let pods = match &target.selector {
+        Some(selector) => targets::label_selector(selector).to_string(),
+        None => session.spec.pod_name().to_owned(),
+    };
+    let container = target.container.as_deref().or(chosen);
+    match container {
+        Some(container) => format!("{pods}/{container}"),
+        None => pods,
+    }
+}
+
+/// From the session's start to now. What stands in the status is cut to whole seconds: a start that is a second or
+/// more before this run's own was another run's, and then only whole seconds are known.
+fn elapsed(session: &DebugSession, began: Instant, now: Timestamp) -> Duration {
+    let started = plan::started(session, now);
+    let whole = Duration::try_from(now.duration_since(started)).unwrap_or_default();
+    let here = began.elapsed();
+    if whole > here + Duration::from_secs(1) {
+        whole
+    } else {
+        here
+    }
+}
+
+fn at_most_once(session: &DebugSession) -> bool {
+    matches!(session.spec.action(), Some(SessionAction::RemoteExec(_)))
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! What a decision needs, read from the API server.
 
+use std::sync::Arc;
+
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::Api;
+use kube::api::{Api, ListParams};
+use kube::core::Selector;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use sha2::{Digest, Sha256};
@@ -11,8 +14,12 @@ use sidewinder_crds::{DebugSession, RemoteExec};
 use sidewinder_model::{MAX_SCRIPT_BYTES, Reason};
 
 use super::result::spill::hex;
+use super::targets::Candidate;
 use crate::error::{Error, patiently};
 use crate::inject::Refusal;
+
+/// How many pods are read at a time: whole ones, of which only a few words are kept.
+const PAGE: u32 = 100;
 
 /// The session as it is now; `None` when it is gone or another one of its name.
 pub async fn session(client: &Client, known: &DebugSession) -> Result<Option<DebugSession>, Error> {
@@ -27,16 +34,54 @@ pub async fn session(client: &Client, known: &DebugSession) -> Result<Option<Deb
     Ok(found.filter(|found| found.uid() == known.uid()))
 }
 
-/// The pod that a session names.
-pub async fn pod(client: &Client, session: &DebugSession) -> Result<Option<Pod>, Error> {
-    let namespace = session.namespace().unwrap_or_default();
-    let name = session.spec.pod_name();
-    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+/// The pod of a name.
+pub async fn pod(client: &Client, namespace: &str, name: &str) -> Result<Option<Pod>, Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     patiently(
         || format!("read pod {namespace}/{name}"),
         || api.get_opt(name),
     )
     .await
+}
+
+/// What choosing needs to know of the pods that match `selector`, or why the API server does not take it.
+pub async fn candidates(
+    client: &Client,
+    namespace: &str,
+    selector: &Selector,
+) -> Result<Result<Vec<Candidate>, Refusal>, Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let mut params = ListParams::default().labels_from(selector).limit(PAGE);
+    let mut found = Vec::new();
+    loop {
+        let page = patiently(
+            || format!("list the pods of {selector} in namespace {namespace}"),
+            || api.list(&params),
+        )
+        .await;
+        let page = match page {
+            Ok(page) => page,
+            Err(error) if error.code() == Some(400) => {
+                let words = error.api().map_or("", |status| status.message.as_str());
+                return Ok(Err(Refusal::new(
+                    Reason::PodNotFound,
+                    format!("the selector cannot be used: {words}"),
+                )));
+            }
+            // The list is older than the API server remembers: begin anew.
+            Err(error) if error.code() == Some(410) && params.continue_token.is_some() => {
+                params.continue_token = None;
+                found.clear();
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        found.extend(page.items.iter().map(Candidate::of));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(Ok(found)),
+        }
+    }
 }
 
 /// The pod that a session names, now and after each change. Watches this one pod and no other.
@@ -74,7 +119,7 @@ pub fn pod_changes(client: &Client, session: &DebugSession) -> BoxStream<'static
 pub async fn script(
     client: &Client,
     session: &DebugSession,
-) -> Result<Option<Result<String, Refusal>>, Error> {
+) -> Result<Option<Result<Arc<str>, Refusal>>, Error> {
     let Some(exec) = &session.spec.remote_exec else {
         return Ok(None);
     };
@@ -153,7 +198,7 @@ pub async fn script(
                 .to_owned(),
         ));
     }
-    Ok(Some(Ok(script)))
+    Ok(Some(Ok(script.into())))
 }
 
 /// SHA-256 of a script, as it stands in the status.

@@ -13,6 +13,7 @@ mod target;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
@@ -108,8 +109,10 @@ pub enum Answer {
 pub struct Observed {
     /// The pod; `None` when there is none.
     pub pod: Option<Pod>,
+    /// The UID of the pod that a selector meant when the session was taken up: no other pod of its name counts.
+    pub pinned: Option<String>,
     /// The script of a `remoteExec`, or why there is none.
-    pub script: Option<Result<String, Refusal>>,
+    pub script: Option<Result<Arc<str>, Refusal>>,
     /// The ways that were refused, by admission or by the kernel.
     pub refused: BTreeMap<Way, Refusal>,
     /// The intent that stands in the status.
@@ -263,12 +266,20 @@ pub fn plan(
                 maybe_armed: out,
             }));
         }
-        Some(Ok(script)) => Some(script.as_str()),
+        Some(Ok(script)) => Some(script.as_ref()),
         None => None,
     };
     let name = spec.pod_name();
-    let Some(pod) = &observed.pod else {
-        return if out {
+    let ours = |pod: &&Pod| observed.pinned.is_none() || observed.pinned == pod.uid();
+    let Some(pod) = observed.pod.as_ref().filter(ours) else {
+        return if observed.pinned.is_some() && !out {
+            end(
+                Reason::PodNotFound,
+                format!(
+                    "pod {name} was deleted, or replaced by another of its name, after it was chosen"
+                ),
+            )
+        } else if out {
             lost_pod(observed, name, once, "was deleted")
         } else {
             end(

@@ -2,8 +2,10 @@
 
 pub mod clip;
 mod entry;
+mod fleet;
 pub mod spill;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -11,14 +13,13 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use sidewinder_crds::conditions::{self, Observation, whole_seconds};
 use sidewinder_crds::{
-    DebugSession, DebugSessionStatus, DisarmState, Phase, ResultRef, SessionAction, TargetStatus,
+    DebugSession, DebugSessionStatus, DisarmState, Phase, SessionAction, TargetStatus,
 };
 use sidewinder_model::{MAX_SUMMARY_CHARS, Reason, TargetOutcome};
 
 use self::clip::one_line;
 use self::entry::{drop_data, drop_text, entry};
-use self::spill::Document;
-use super::plan::End;
+use super::plan::{End, Intent};
 
 /// The largest `text`, `stdout`, `stderr` or `data` in a status, in bytes.
 pub const FIELD_BYTES: usize = 16 * 1024;
@@ -41,87 +42,255 @@ pub enum Sensitive {
     Status,
 }
 
-/// A status to be written, and the documents that must be stored first.
+/// One process's entry, and its whole outcome for as long as that may have to be stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// What stands in the status.
+    pub status: TargetStatus,
+    /// The whole outcome; gone when it has been stored, and for what was read from a status.
+    pub outcome: Option<TargetOutcome>,
+    /// Whether something was cut or kept from `status` that is not stored yet.
+    pub to_store: bool,
+    /// Why the outcome could not be stored.
+    pub not_stored: Option<String>,
+}
+
+/// How far the work on a pod got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reached {
+    /// No agent was there.
+    Nothing,
+    /// An agent was there.
+    Agent,
+    /// The agent was, or may have been, asked.
+    Request,
+    /// The agent answered.
+    Answer,
+}
+
+/// What the work on one pod came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodEnd {
+    /// One entry for each process, by pid; none where nothing is known of the pod.
+    pub entries: Vec<Entry>,
+    /// Why it ended, of all its processes.
+    pub reason: Reason,
+    /// The reason in a sentence.
+    pub message: String,
+    /// Whether the action was carried out, in one process at least.
+    pub complete: bool,
+    /// How far the work got.
+    pub reached: Reached,
+    /// What else is said about how the sidecar got in.
+    pub notes: String,
+}
+
+impl PodEnd {
+    /// The end of one pod's part in `session`.
+    ///
+    /// `known` is the entry that holds what is known of pod, container and sidecar; `notes` is said in the `Attached`
+    /// condition, for example which way was refused first.
+    pub fn new(
+        session: &DebugSession,
+        end: End,
+        known: &TargetStatus,
+        notes: String,
+        sensitive: Sensitive,
+    ) -> Self {
+        let runs_code = session.spec.action().is_some_and(SessionAction::runs_code);
+        let outcomes = end
+            .outcome
+            .map(|outcome| outcome.targets)
+            .unwrap_or_default();
+        let answered = !outcomes.is_empty();
+        let mut entries = Vec::new();
+        for outcome in outcomes.into_iter().take(MAX_TARGETS) {
+            let (status, cut) = entry(known, &outcome, runs_code, sensitive);
+            entries.push(Entry {
+                status,
+                outcome: Some(outcome),
+                to_store: cut,
+                not_stored: None,
+            });
+        }
+        let reasons: Vec<_> = entries
+            .iter()
+            .filter_map(|entry| Some((entry.status.pid, entry.outcome.as_ref()?.reason)))
+            .collect();
+        let first = entries
+            .first()
+            .and_then(|entry| entry.status.message.clone());
+        let (reason, message) = match of_processes(&reasons, first.as_deref()) {
+            Some(verdict) => verdict,
+            None => (end.reason, one_line(&end.message, MESSAGE_CHARS)),
+        };
+        // All failed, for different reasons, is `PartiallyFailed` too, and not complete.
+        let complete = if answered {
+            reasons.iter().any(|(_, reason)| reason.is_complete())
+        } else {
+            reason.is_complete()
+        };
+        if !answered && known.pod_uid.is_some() {
+            entries.push(Entry {
+                status: TargetStatus {
+                    phase: Some(phase(reason, complete)),
+                    reason: Some(reason.to_string()),
+                    message: Some(message.clone()),
+                    summary: Some(one_line(&message, MAX_SUMMARY_CHARS)),
+                    disarmed: runs_code.then_some(if end.maybe_armed {
+                        DisarmState::StillArmed
+                    } else {
+                        DisarmState::NotArmed
+                    }),
+                    ..known.clone()
+                },
+                outcome: None,
+                to_store: false,
+                not_stored: None,
+            });
+        }
+        Self {
+            entries,
+            reason,
+            message,
+            complete,
+            reached: if answered {
+                Reached::Answer
+            } else if known.agent.is_some() {
+                Reached::Agent
+            } else {
+                Reached::Nothing
+            },
+            notes,
+        }
+    }
+
+    /// What stands in the status about a pod whose part has ended; `None` while it goes on.
+    pub fn read(targets: &[TargetStatus]) -> Option<Self> {
+        let mut reasons = Vec::new();
+        for target in targets {
+            match target.phase {
+                Some(Phase::Succeeded | Phase::Failed | Phase::Cancelled) => {}
+                _ => return None,
+            }
+            reasons.push((target.pid, target.reason.as_deref()?.parse().ok()?));
+        }
+        let first = targets.first()?.message.clone();
+        let (reason, message) = of_processes(&reasons, first.as_deref())?;
+        let answered = targets
+            .iter()
+            .any(|target| target.duration_milliseconds.is_some());
+        Some(Self {
+            reason,
+            message,
+            complete: reasons.iter().any(|(_, reason)| reason.is_complete()),
+            reached: if answered {
+                Reached::Answer
+            } else if targets.iter().any(|target| target.agent.is_some()) {
+                Reached::Agent
+            } else {
+                Reached::Nothing
+            },
+            notes: String::new(),
+            entries: targets
+                .iter()
+                .map(|target| Entry {
+                    status: target.clone(),
+                    outcome: None,
+                    to_store: false,
+                    not_stored: None,
+                })
+                .collect(),
+        })
+    }
+
+    /// The ends of a session whose work is given up: those that stand in its status, and for every other pod the end
+    /// that `words` explain.
+    pub fn give_up(session: &DebugSession, words: &str, sensitive: Sensitive) -> Vec<Self> {
+        let end = |maybe_armed| End {
+            reason: Reason::InternalError,
+            message: words.to_owned(),
+            outcome: None,
+            maybe_armed,
+        };
+        let targets = session
+            .status
+            .as_ref()
+            .map(|status| status.targets.as_slice())
+            .unwrap_or_default();
+        let mut ends: Vec<_> = by_pod(targets)
+            .into_iter()
+            .map(|entries| {
+                Self::read(&entries).unwrap_or_else(|| {
+                    let armed = Intent::read(&entries).is_some();
+                    let known = entries.into_iter().next().unwrap_or_default();
+                    Self::new(session, end(armed), &known, String::new(), sensitive)
+                })
+            })
+            .collect();
+        if ends.is_empty() {
+            let nothing = TargetStatus::default();
+            ends.push(Self::new(
+                session,
+                end(false),
+                &nothing,
+                String::new(),
+                sensitive,
+            ));
+        }
+        ends
+    }
+
+    /// The pod's name, where one is known.
+    pub fn pod(&self) -> &str {
+        self.entries
+            .first()
+            .map_or("", |entry| entry.status.pod_name.as_str())
+    }
+}
+
+/// The entries of a status, those of each pod together.
+pub fn by_pod(targets: &[TargetStatus]) -> Vec<Vec<TargetStatus>> {
+    let mut pods: BTreeMap<(&str, Option<&str>), Vec<TargetStatus>> = BTreeMap::new();
+    for target in targets {
+        pods.entry((&target.pod_name, target.pod_uid.as_deref()))
+            .or_default()
+            .push(target.clone());
+    }
+    pods.into_values().collect()
+}
+
+/// How a session ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
-    /// The status; [`Finished::store`] adds the results.
+    /// The status; [`seal`] adds the entries and says where the results are.
     pub status: DebugSessionStatus,
-    /// Whole outcomes, by the place of their entry in `status.targets`.
-    pub documents: Vec<(usize, Document)>,
     /// Why the session ended.
     pub reason: Reason,
     /// Whether the action was carried out.
     pub complete: bool,
 }
 
-/// The end of `session` as its status.
-///
-/// `target` is the entry that holds what is known of pod, container and sidecar; `notes` is said in the `Attached`
-/// condition, for example which way was refused first.
-#[expect(
-    clippy::too_many_lines,
-    reason = "one field and one condition after the other"
-)]
+/// The end of `session`, whose pods came to `pods`, as its status.
 pub fn finish(
     session: &DebugSession,
-    end: &End,
-    target: &TargetStatus,
-    notes: &str,
-    sensitive: Sensitive,
+    pods: &[PodEnd],
     elapsed: Duration,
     now: Timestamp,
 ) -> Finished {
-    let action = session.spec.action();
-    let runs_code = action.is_some_and(SessionAction::runs_code);
-    let outcomes = end
-        .outcome
-        .as_ref()
-        .map(|outcome| outcome.targets.as_slice())
-        .unwrap_or_default();
-    let mut documents = Vec::new();
-    let mut targets = Vec::new();
-    for outcome in outcomes.iter().take(MAX_TARGETS) {
-        let (entry, cut) = entry(target, outcome, runs_code, sensitive);
-        if cut {
-            documents.push((targets.len(), Document::of(outcome)));
-        }
-        targets.push(entry);
-    }
-    let (reason, message) = verdict(end, outcomes, &targets);
-    // All failed, for different reasons, is `PartiallyFailed` too, and not complete.
-    let complete = if outcomes.is_empty() {
-        reason.is_complete()
-    } else {
-        outcomes.iter().any(|target| target.reason.is_complete())
-    };
-    let phase = phase(reason, complete);
-    if targets.is_empty() && target.pod_uid.is_some() {
-        targets.push(TargetStatus {
-            phase: Some(phase),
-            reason: Some(reason.to_string()),
-            message: Some(one_line(&message, MESSAGE_CHARS)),
-            summary: Some(one_line(&message, MAX_SUMMARY_CHARS)),
-            disarmed: runs_code.then_some(if end.maybe_armed {
-                DisarmState::StillArmed
-            } else {
-                DisarmState::NotArmed
-            }),
-            ..target.clone()
-        });
-    }
-    let summary = summary(&targets, &message);
+    let runs_code = session.spec.action().is_some_and(SessionAction::runs_code);
+    let (reason, message, complete) = of_pods(pods);
     let mut status = session.status.clone().unwrap_or_default();
-    let answered = !outcomes.is_empty();
     status.observed_generation = session.metadata.generation;
-    status.phase = Some(phase);
+    status.phase = Some(phase(reason, complete));
     status.reason = Some(reason.to_string());
-    status.summary = Some(summary);
+    status.summary = Some(fleet::summary(pods, &message));
     status.start_time.get_or_insert(Time(whole_seconds(now)));
     status.completion_time = Some(Time(whole_seconds(now)));
     status.duration = Some(readable(elapsed));
-    let pods = u8::from(target.pod_uid.is_some());
-    status.pods = Some(format!("{pods}/{pods}"));
-    status.targets = targets;
+    let known = pods.iter().filter(|pod| !pod.entries.is_empty()).count();
+    status.pods = Some(format!("{known}/{known}"));
+    status.targets = Vec::new();
     let mut set = |condition, holds: bool, reason: Reason, message: String| {
         conditions::set(
             &mut status.conditions,
@@ -145,132 +314,151 @@ pub fn finish(
             Reason::Accepted.sentence().to_owned(),
         );
     }
-    if answered || target.agent.is_some() {
-        set(
+    match pods.iter().find(|pod| pod.reached < Reached::Agent) {
+        None => {
+            let notes = pods
+                .iter()
+                .map(|pod| pod.notes.as_str())
+                .find(|notes| !notes.is_empty());
+            set(
+                conditions::ATTACHED,
+                true,
+                Reason::Attached,
+                format!(
+                    "{}{}",
+                    Reason::Attached.sentence(),
+                    notes.unwrap_or_default()
+                ),
+            );
+        }
+        Some(outside) => set(
             conditions::ATTACHED,
-            true,
-            Reason::Attached,
-            format!("{}{notes}", Reason::Attached.sentence()),
-        );
-    } else {
-        set(conditions::ATTACHED, false, reason, message.clone());
+            false,
+            outside.reason,
+            if pods.len() > 1 {
+                one_line(
+                    &format!("pod {}: {}", outside.pod(), outside.message),
+                    MESSAGE_CHARS,
+                )
+            } else {
+                outside.message.clone()
+            },
+        ),
     }
     if runs_code {
-        let armed = || status.targets.iter().filter_map(|target| target.disarmed);
-        let state = if armed().any(|state| state == DisarmState::StillArmed) {
-            Reason::StillArmed
-        } else if armed().any(|state| state == DisarmState::Disarmed) {
-            Reason::Disarmed
-        } else {
-            Reason::NotArmed
-        };
-        let sentence = if end.maybe_armed {
-            "it could not be confirmed that nothing is armed in the target; whatever carries the script ends at the session's deadline".to_owned()
-        } else {
-            state.sentence().to_owned()
-        };
-        set(
-            conditions::DISARMED,
-            state != Reason::StillArmed,
-            state,
-            sentence,
-        );
-    }
-    if answered {
-        let (reason, sentence) = if documents.is_empty() {
-            (Reason::Inline, Reason::Inline.sentence())
-        } else {
-            (Reason::Stored, Reason::Stored.sentence())
-        };
-        set(conditions::RESULT_STORED, true, reason, sentence.to_owned());
+        let (holds, state, sentence) = disarmed(pods);
+        set(conditions::DISARMED, holds, state, sentence);
     }
     set(conditions::COMPLETE, complete, reason, message.clone());
     set(conditions::FAILED, !complete, reason, message);
-    let mut finished = Finished {
+    Finished {
         status,
-        documents,
         reason,
         complete,
-    };
-    finished.fit(outcomes, session, now);
-    finished
+    }
 }
 
-impl Finished {
-    /// Makes the status fit: later targets lose `data`, then `text`.
-    fn fit(&mut self, outcomes: &[TargetOutcome], session: &DebugSession, now: Timestamp) {
-        let mut size = json_bytes(&self.status) + RESULT_BYTES * self.documents.len();
-        for field in ["data", "text"] {
-            let mut place = self.status.targets.len();
-            while size > STATUS_BYTES && place > 0 {
-                place -= 1;
-                let Some(target) = self.status.targets.get_mut(place) else {
-                    break;
-                };
-                let before = json_bytes(target);
-                if field == "data" {
-                    drop_data(target);
-                } else {
-                    drop_text(target);
-                }
-                size = size.saturating_sub(before.saturating_sub(json_bytes(target)));
-                if before != json_bytes(target)
-                    && !self.documents.iter().any(|(known, _)| *known == place)
-                    && let Some(outcome) = outcomes.get(place)
-                {
-                    self.documents.push((place, Document::of(outcome)));
-                    size += RESULT_BYTES;
-                    conditions::set(
-                        &mut self.status.conditions,
-                        Observation {
-                            condition: conditions::RESULT_STORED,
-                            status: true,
-                            reason: Reason::Stored.to_string(),
-                            message: Reason::Stored.sentence().to_owned(),
-                        },
-                        session.metadata.generation,
-                        now,
-                    );
-                }
-            }
-        }
-        // Many processes with long words: what remains is cut short, so that reason and summary stay.
-        for chars in [256, 64] {
+/// Whether anything is armed in any of the targets.
+fn disarmed(pods: &[PodEnd]) -> (bool, Reason, String) {
+    let entries = || pods.iter().flat_map(|pod| &pod.entries);
+    let any = |state| entries().any(|entry| entry.status.disarmed == Some(state));
+    let unknown = entries().any(|entry| {
+        entry.status.disarmed == Some(DisarmState::StillArmed) && entry.status.exec.is_none()
+    });
+    let state = if any(DisarmState::StillArmed) {
+        Reason::StillArmed
+    } else if any(DisarmState::Disarmed) {
+        Reason::Disarmed
+    } else {
+        Reason::NotArmed
+    };
+    let sentence = if unknown {
+        "it could not be confirmed that nothing is armed in the target; whatever carries the script ends at the session's deadline"
+    } else {
+        state.sentence()
+    };
+    (state != Reason::StillArmed, state, sentence.to_owned())
+}
+
+/// Makes a status with `entries` fit: later targets lose `data`, then `text`, and are to be stored. `base` is the status
+/// without its targets.
+pub fn fit(base: &DebugSessionStatus, entries: &mut [&mut Entry]) {
+    let bytes = |entry: &Entry| {
+        let result = usize::from(entry.to_store) * RESULT_BYTES;
+        json_bytes(&entry.status) + result + 1
+    };
+    let whole = |entries: &[&mut Entry]| -> usize {
+        let targets: usize = entries.iter().map(|entry| bytes(entry)).sum();
+        json_bytes(base).saturating_add(targets)
+    };
+    let mut size = whole(entries);
+    for drop in [drop_data, drop_text] {
+        for entry in entries.iter_mut().rev() {
             if size <= STATUS_BYTES {
                 return;
             }
-            for target in &mut self.status.targets {
-                target.message = target.message.take().map(|text| one_line(&text, chars));
-                target.command = target.command.take().map(|text| one_line(&text, chars));
+            let before = bytes(entry);
+            let clipped = entry.status.clipped.clone();
+            drop(&mut entry.status);
+            if entry.status.clipped != clipped && entry.outcome.is_some() {
+                entry.to_store = true;
             }
-            size = json_bytes(&self.status) + RESULT_BYTES * self.documents.len();
+            size = size.saturating_sub(before).saturating_add(bytes(entry));
         }
     }
-
-    /// Notes where the document of the entry at `place` is kept.
-    pub fn store(&mut self, place: usize, result: ResultRef) {
-        if let Some(target) = self.status.targets.get_mut(place) {
-            target.result = Some(result);
+    // Many processes with long words: what remains is cut short, so that reason and summary stay.
+    for chars in [256, 64] {
+        if whole(entries) <= STATUS_BYTES {
+            return;
+        }
+        for entry in entries.iter_mut() {
+            let target = &mut entry.status;
+            target.message = target.message.take().map(|text| one_line(&text, chars));
+            target.command = target.command.take().map(|text| one_line(&text, chars));
         }
     }
+}
 
-    /// Notes that a document could not be kept; what fits inline stays.
-    pub fn not_stored(&mut self, why: &str, generation: Option<i64>, now: Timestamp) {
+/// Adds the entries, and where the results are.
+pub fn seal(
+    mut finished: Finished,
+    pods: &[PodEnd],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> DebugSessionStatus {
+    let entries = || pods.iter().flat_map(|pod| &pod.entries);
+    let not_stored = entries().find_map(|entry| entry.not_stored.as_deref());
+    let stored = entries().any(|entry| entry.status.result.is_some());
+    let (holds, reason, message) = match not_stored {
+        Some(why) => (
+            false,
+            Reason::ResultNotStored,
+            one_line(
+                &format!("{}: {why}", Reason::ResultNotStored.sentence()),
+                MESSAGE_CHARS,
+            ),
+        ),
+        None if stored => (true, Reason::Stored, Reason::Stored.sentence().to_owned()),
+        None => (true, Reason::Inline, Reason::Inline.sentence().to_owned()),
+    };
+    if pods.iter().any(|pod| pod.reached == Reached::Answer) {
         conditions::set(
-            &mut self.status.conditions,
+            &mut finished.status.conditions,
             Observation {
                 condition: conditions::RESULT_STORED,
-                status: false,
-                reason: Reason::ResultNotStored.to_string(),
-                message: one_line(
-                    &format!("{}: {why}", Reason::ResultNotStored.sentence()),
-                    MESSAGE_CHARS,
-                ),
+                status: holds,
+                reason: reason.to_string(),
+                message,
             },
             generation,
             now,
         );
     }
+    finished.status.targets = entries()
+        .map(|entry| entry.status.clone())
+        .take(MAX_TARGETS)
+        .collect();
+    finished.status
 }
 
 fn json_bytes<T: Serialize>(value: &T) -> usize {
@@ -304,77 +492,91 @@ fn phase(reason: Reason, complete: bool) -> Phase {
     }
 }
 
-/// Why the session ended, of all its targets.
-fn verdict(end: &End, outcomes: &[TargetOutcome], entries: &[TargetStatus]) -> (Reason, String) {
-    let Some(first) = outcomes.first() else {
-        return (end.reason, one_line(&end.message, MESSAGE_CHARS));
-    };
+/// What several processes of one pod came to, as one reason and sentence; `first` is the first one's own. `None` without
+/// any.
+fn of_processes(
+    reasons: &[(Option<i32>, Reason)],
+    first: Option<&str>,
+) -> Option<(Reason, String)> {
+    let (_, reason) = *reasons.first()?;
     // Of the entry, from which everything is left out that is not for the status.
-    let sentence = |target: &TargetOutcome| {
-        entries
-            .first()
-            .and_then(|entry| entry.message.clone())
-            .unwrap_or_else(|| target.reason.sentence().to_owned())
-    };
-    let done = outcomes
+    let sentence = first.unwrap_or_else(|| reason.sentence());
+    let done = reasons
         .iter()
-        .filter(|target| target.reason.is_complete())
+        .filter(|(_, reason)| reason.is_complete())
         .count();
-    let same = outcomes.iter().all(|target| target.reason == first.reason);
-    let (reason, message) = if same && outcomes.len() == 1 {
-        (first.reason, sentence(first))
+    let same = reasons.iter().all(|(_, other)| *other == reason);
+    let (reason, message) = if same && reasons.len() == 1 {
+        (reason, sentence.to_owned())
     } else if same {
         (
-            first.reason,
-            format!("all {} processes: {}", outcomes.len(), sentence(first)),
+            reason,
+            format!("all {} processes: {sentence}", reasons.len()),
         )
-    } else if done == outcomes.len() {
+    } else if done == reasons.len() {
         (
             Reason::ScriptError,
             Reason::ScriptError.sentence().to_owned(),
         )
     } else {
-        let failed: Vec<_> = outcomes
+        let failed: Vec<_> = reasons
             .iter()
-            .filter(|target| !target.reason.is_complete())
-            .map(|target| match target.pid {
-                Some(pid) => format!("pid {pid}: {}", target.reason),
-                None => target.reason.to_string(),
+            .filter(|(_, reason)| !reason.is_complete())
+            .map(|(pid, reason)| match pid {
+                Some(pid) => format!("pid {pid}: {reason}"),
+                None => reason.to_string(),
             })
             .collect();
         (
             Reason::PartiallyFailed,
             format!(
                 "{done} of {} processes answered; {}",
-                outcomes.len(),
+                reasons.len(),
                 failed.join(", ")
             ),
         )
     };
-    (reason, one_line(&message, MESSAGE_CHARS))
+    Some((reason, one_line(&message, MESSAGE_CHARS)))
 }
 
-fn summary(targets: &[TargetStatus], message: &str) -> String {
-    let text = match targets {
-        [] => message.to_owned(),
-        [one] => one.summary.clone().unwrap_or_default(),
-        many => many
-            .iter()
-            .map(|target| {
-                let pid = target
-                    .pid
-                    .map_or_else(|| "?".to_owned(), |pid| pid.to_string());
-                format!("{pid}: {}", target.summary.as_deref().unwrap_or_default())
-            })
-            .collect::<Vec<_>>()
-            .join("; "),
+/// Why the session ended, of all its pods, and whether the action was carried out.
+fn of_pods(pods: &[PodEnd]) -> (Reason, String, bool) {
+    let complete = pods.iter().any(|pod| pod.complete);
+    let Some(first) = pods.first() else {
+        let reason = Reason::InternalError;
+        return (reason, reason.sentence().to_owned(), false);
     };
-    let text = if text.trim().is_empty() {
-        message
+    if pods.len() == 1 {
+        return (first.reason, first.message.clone(), complete);
+    }
+    let done = pods.iter().filter(|pod| pod.complete).count();
+    let whole = |pod: &PodEnd| pod.complete && pod.reason != Reason::PartiallyFailed;
+    let (reason, message) = if pods.iter().all(|pod| pod.reason == first.reason) {
+        (
+            first.reason,
+            format!("all {} pods: {}", pods.len(), first.message),
+        )
+    } else if pods.iter().all(whole) {
+        (
+            Reason::ScriptError,
+            Reason::ScriptError.sentence().to_owned(),
+        )
     } else {
-        &text
+        let failed: Vec<_> = pods
+            .iter()
+            .filter(|pod| !whole(pod))
+            .map(|pod| format!("{}: {}", pod.pod(), pod.reason))
+            .collect();
+        (
+            Reason::PartiallyFailed,
+            format!(
+                "{done} of {} pods answered; {}",
+                pods.len(),
+                failed.join(", ")
+            ),
+        )
     };
-    one_line(text, MAX_SUMMARY_CHARS)
+    (reason, one_line(&message, MESSAGE_CHARS), complete)
 }
 
 /// A duration for people.

@@ -9,12 +9,12 @@ use sidewinder_model::Request;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Flow, Run, deadline};
+use super::Flow;
+use super::run::{Run, deadline};
 use crate::error::Error;
 use crate::inject::Refusal;
 use crate::relay::connect::Connect;
 use crate::relay::{Agent, RelayError, Reply};
-use crate::session::observe;
 use crate::session::plan::{Answer, Intent};
 
 /// Waiting longer than this is worth a write, so that people see how far a session is.
@@ -28,16 +28,12 @@ impl<C: Connect> Run<'_, C> {
         self.entry.attach = Some(intent.attach);
         self.entry.agent = Some(intent.instance.clone());
         self.entry.container_id = Some(intent.container_id.clone());
-        self.mark_running();
-        let cancelled = self.observed.cancelled_since;
-        match self.save().await? {
-            Flow::Stop(outcome) => return Ok(Flow::Stop(outcome)),
-            Flow::Continue => {}
+        self.entry.phase = Some(Phase::Running);
+        let entry = self.entry.clone();
+        if let Flow::Stop(outcome) = self.board.commit(self.place, entry).await? {
+            return Ok(Flow::Stop(outcome));
         }
         self.observed.intent = Some(intent);
-        if cancelled.is_none() && self.session.spec.cancel {
-            self.note_signal(true);
-        }
         Ok(Flow::Continue)
     }
 
@@ -143,7 +139,7 @@ impl<C: Connect> Run<'_, C> {
         self.replies = None;
         self.observed.link_error = Some(error);
         self.observed.entering_since = Some(Timestamp::now());
-        let pod = observe::pod(&self.context.client, &self.session).await?;
+        let pod = self.read_pod().await?;
         self.set_pod(pod);
         Ok(Flow::Continue)
     }

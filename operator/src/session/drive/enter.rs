@@ -15,7 +15,8 @@ use sidewinder_model::Reason;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{Flow, Run, deadline};
+use super::Flow;
+use super::run::{Run, deadline};
 use crate::error::Error;
 use crate::inject::{self, Refusal, ResidentState};
 use crate::metrics::SidecarLabel;
@@ -132,7 +133,7 @@ impl<C: Connect> Run<'_, C> {
                 self.observed.refused.insert(way, refusal);
             }
             Injected::Changed => {
-                let pod = observe::pod(&self.context.client, &self.session).await?;
+                let pod = self.read_pod().await?;
                 self.set_pod(pod);
                 // Two that add at the same time look again at different moments.
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -242,7 +243,7 @@ impl<C: Connect> Run<'_, C> {
             }
             Some(Err(error)) => {
                 if matches!(error, RelayError::PodGone(_)) {
-                    let pod = observe::pod(&self.context.client, &self.session).await?;
+                    let pod = self.read_pod().await?;
                     self.set_pod(pod);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

@@ -1,11 +1,13 @@
 //! Whole sessions, against an API server and agents in memory.
 
 use http::Method;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use sidewinder_model::{Reason, ToAgent};
 
 use super::*;
 use crate::events::Events;
+use crate::inject;
 use crate::metrics::{Metrics, Traffic};
 use crate::relay::pool::Pool;
 use crate::session::plan::Way;
@@ -239,4 +241,161 @@ async fn a_cancelled_script_is_stopped_and_its_session_says_so() {
         (&json!("Cancelled"), &json!("Cancelled"))
     );
     assert_eq!(status["observedGeneration"], 2);
+}
+
+/// A session for every pod of the application, and `count` of these.
+fn fleet(agents: &Agents, spec: Value, count: usize) -> World {
+    let target = json!({"target": {"podName": null, "selector": {"matchLabels": {"app": "web"}}, "pods": {"mode": "All"}}});
+    let mut whole = target;
+    crate::testing::merge(&mut whole, spec);
+    let mut session = session(json!({}));
+    let mut value = serde_json::to_value(&session).unwrap();
+    crate::testing::merge(&mut value["spec"], whole);
+    session = serde_json::from_value(value).unwrap();
+    let world = world(agents, &pod(json!({})), &session);
+    world.api.remove(POD);
+    for number in 0..count {
+        let name = format!("web-{number}");
+        let one = pod(json!({
+            "metadata": {"name": name, "uid": format!("uid-{name}"), "labels": {"app": "web"}},
+            "status": {"conditions": [{"type": "Ready", "status": if number == 2 { "False" } else { "True" }}]},
+        }));
+        world
+            .api
+            .put(&format!("/api/v1/namespaces/shop/pods/{name}"), &one);
+    }
+    world
+}
+
+fn pods_of(status: &Value, field: &str) -> Vec<String> {
+    let targets = status["targets"].as_array().unwrap();
+    targets
+        .iter()
+        .map(|target| target[field].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn every_pod_of_a_selector_has_its_entry_and_the_fleet_one_line() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let world = fleet(&agents, json!({"stacks": {}}), 4);
+    assert_eq!(world.drive().await, Outcome::Ended);
+    let status = world.status();
+    assert_eq!(status["reason"], "Succeeded");
+    assert_eq!(status["pods"], "4/4");
+    assert_eq!(status["target"], "app=web/app");
+    assert_eq!(
+        pods_of(&status, "podName"),
+        ["web-0", "web-1", "web-2", "web-3"]
+    );
+    assert_eq!(
+        pods_of(&status, "podUID"),
+        ["uid-web-0", "uid-web-1", "uid-web-2", "uid-web-3"]
+    );
+    let summary = status["summary"].as_str().unwrap();
+    assert!(summary.starts_with("all 4 pods: "), "{summary}");
+    // The pods are pinned before any of them is touched.
+    let made = world.api.made(&Method::PATCH, "");
+    assert!(made[0].path.ends_with("/status"), "{}", made[0].path);
+    assert_eq!(made[0].body["status"]["targets"][3]["podUID"], "uid-web-3");
+    assert_eq!(made[0].body["status"]["pods"], "0/4");
+}
+
+#[tokio::test]
+async fn one_pod_of_a_selector_is_the_one_in_which_something_is_wrong() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let spec = json!({"stacks": {}, "target": {"pods": null}});
+    let world = fleet(&agents, spec, 4);
+    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(pods_of(&world.status(), "podName"), ["web-2"]);
+}
+
+#[tokio::test]
+async fn a_script_for_a_fleet_is_sent_to_each_pod_after_its_intent_and_to_none_twice() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let spec =
+        json!({"remoteExec": {"script": "print(1)"}, "target": {"pods": {"maxParallel": 2}}});
+    let world = fleet(&agents, spec, 5);
+    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.status()["reason"], "Succeeded");
+    assert_eq!(world.agents.runs().len(), 5);
+    let acknowledged = || {
+        let heard = world.agents.heard();
+        let done = |message: &&ToAgent| matches!(message, ToAgent::Acknowledge { .. });
+        heard.iter().filter(done).count()
+    };
+    // Each agent may forget its outcome.
+    while acknowledged() < 5 {
+        tokio::task::yield_now().await;
+    }
+    // No more than two are on their way at once: a third intent stands only beside an end.
+    for write in world.api.made(&Method::PATCH, "status") {
+        let targets = write.body["status"]["targets"].as_array().unwrap();
+        let going = |target: &&Value| target["phase"] == "Running";
+        assert!(targets.iter().filter(going).count() <= 2, "{targets:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_was_replaced_is_not_the_target_and_the_others_answer() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let world = fleet(&agents, json!({"remoteExec": {"script": "1"}}), 3);
+    world.api.change(
+        SESSION,
+        json!({"status": {"phase": "Running", "startTime": "2026-01-01T00:00:00Z", "targets": [
+            {"podName": "web-0", "podUID": "uid-web-0", "phase": "Succeeded", "reason": "Succeeded",
+             "summary": "done before", "durationMilliseconds": 3, "agent": "i0", "disarmed": "Disarmed"},
+            {"podName": "web-1", "podUID": "uid-of-an-earlier-web-1", "phase": "Pending"},
+            {"podName": "web-2", "podUID": "uid-web-2", "phase": "Pending"},
+        ]}}),
+    );
+    assert_eq!(world.drive().await, Outcome::Ended);
+    let status = world.status();
+    assert_eq!(status["reason"], "PartiallyFailed");
+    assert_eq!(
+        pods_of(&status, "reason"),
+        ["Succeeded", "PodNotFound", "Succeeded"]
+    );
+    assert_eq!(status["targets"][0]["summary"], "done before");
+    assert_eq!(world.agents.runs().len(), 1, "only web-2 is left to ask");
+}
+
+#[tokio::test]
+async fn a_selector_without_pods_and_one_with_too_many_touch_nothing() {
+    for (count, reason) in [(0, "PodNotFound"), (257, "TooManyTargets")] {
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let world = fleet(&agents, json!({"stacks": {}}), count);
+        assert_eq!(world.drive().await, Outcome::Ended);
+        let status = world.status();
+        assert_eq!(status["reason"], reason);
+        assert_eq!(status["pods"], "0/0");
+        assert!(status["targets"].as_array().is_none_or(Vec::is_empty));
+        assert_eq!(world.api.made(&Method::PATCH, "").len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_fleet_that_is_cancelled_stops_every_script_and_begins_no_more() {
+    let agents = Agents::new("i1", None);
+    let spec = json!({"remoteExec": {"script": "1"}, "target": {"pods": {"maxParallel": 2}}});
+    let world = fleet(&agents, spec, 4);
+    let cancel = async {
+        while world.agents.runs().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        world.api.change(
+            SESSION,
+            json!({"spec": {"cancel": true}, "metadata": {"generation": 2}}),
+        );
+        let latest = serde_json::from_value(world.api.get(SESSION).unwrap()).unwrap();
+        world
+            .signals
+            .send_modify(|signal| signal.latest = Some(Arc::new(latest)));
+    };
+    let (outcome, ()) = tokio::join!(world.drive(), cancel);
+    assert_eq!(outcome, Outcome::Ended);
+    let status = world.status();
+    assert_eq!(status["phase"], "Cancelled");
+    assert_eq!(pods_of(&status, "reason"), ["Cancelled"; 4]);
+    assert_eq!(world.agents.runs().len(), 2);
 }

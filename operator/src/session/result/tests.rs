@@ -36,7 +36,44 @@ fn target(reason: Reason) -> TargetOutcome {
     }
 }
 
-fn ended(spec: Value, targets: Vec<TargetOutcome>, sensitive: Sensitive) -> Finished {
+/// A session's end, and the whole outcomes that are to be stored, by the place of their entry.
+struct Seen {
+    status: DebugSessionStatus,
+    documents: Vec<(usize, Document)>,
+    reason: Reason,
+    complete: bool,
+}
+
+/// The end of a session whose only pod came to `end`, as it would be written.
+fn seen(
+    session: &DebugSession,
+    end: End,
+    known: &TargetStatus,
+    sensitive: Sensitive,
+    elapsed: Duration,
+) -> Seen {
+    let mut pods = [PodEnd::new(session, end, known, String::new(), sensitive)];
+    let finished = finish(session, &pods, elapsed, at());
+    let mut entries: Vec<_> = pods.iter_mut().flat_map(|pod| &mut pod.entries).collect();
+    fit(&finished.status, &mut entries);
+    let mut documents = Vec::new();
+    for (place, entry) in entries.iter_mut().enumerate() {
+        if entry.to_store {
+            let document = Document::of(entry.outcome.as_ref().unwrap());
+            entry.status.result = Some(document.secrets(session).unwrap().1);
+            documents.push((place, document));
+        }
+    }
+    let (reason, complete) = (finished.reason, finished.complete);
+    Seen {
+        status: seal(finished, &pods, session.metadata.generation, at()),
+        documents,
+        reason,
+        complete,
+    }
+}
+
+fn ended(spec: Value, targets: Vec<TargetOutcome>, sensitive: Sensitive) -> Seen {
     let end = End {
         reason: Reason::InternalError,
         message: String::new(),
@@ -47,14 +84,12 @@ fn ended(spec: Value, targets: Vec<TargetOutcome>, sensitive: Sensitive) -> Fini
         }),
         maybe_armed: false,
     };
-    finish(
+    seen(
         &session(spec),
-        &end,
+        end,
         &known(),
-        "",
         sensitive,
         Duration::from_millis(42),
-        at(),
     )
 }
 
@@ -82,7 +117,7 @@ fn ran(stdout: &str) -> TargetOutcome {
     }
 }
 
-fn condition<'a>(finished: &'a Finished, name: &str) -> (&'a str, &'a str) {
+fn condition<'a>(finished: &'a Seen, name: &str) -> (&'a str, &'a str) {
     let found = conditions::find(&finished.status.conditions, name)
         .unwrap_or_else(|| panic!("no condition {name}"));
     (found.status.as_str(), found.reason.as_str())
@@ -285,14 +320,12 @@ fn a_session_that_never_got_in_says_why() {
             outcome: None,
             maybe_armed: false,
         };
-        let finished = finish(
+        let finished = seen(
             &session(exec()),
-            &end,
+            end,
             &TargetStatus::default(),
-            "",
             Sensitive::Secret,
             Duration::from_secs(75),
-            at(),
         );
         assert_eq!(condition(&finished, "Accepted").0, accepted);
         assert_eq!(condition(&finished, "Attached"), ("False", reason.as_str()));
@@ -317,14 +350,12 @@ fn nobody_claims_that_nothing_is_armed_when_nobody_knows() {
         outcome: None,
         maybe_armed: true,
     };
-    let finished = finish(
+    let finished = seen(
         &session(exec()),
-        &end,
+        end,
         &known(),
-        "",
         Sensitive::Secret,
         Duration::ZERO,
-        at(),
     );
     assert_eq!(condition(&finished, "Disarmed"), ("False", "StillArmed"));
     assert_eq!(
@@ -513,4 +544,128 @@ proptest! {
         prop_assert!(summary.chars().count() <= MAX_SUMMARY_CHARS);
         prop_assert!(!summary.contains(char::is_control));
     }
+}
+
+/// What `name` came to: one process that ended for `reason` and said `summary`.
+fn one_of(name: &str, reason: Reason, summary: &str) -> PodEnd {
+    let known = TargetStatus {
+        pod_name: name.into(),
+        pod_uid: Some(format!("uid-{name}")),
+        ..known()
+    };
+    let outcome = TargetOutcome {
+        summary: summary.into(),
+        ..target(reason)
+    };
+    let end = End {
+        reason: Reason::InternalError,
+        message: String::new(),
+        outcome: Some(Outcome {
+            targets: vec![outcome],
+            ..Outcome::default()
+        }),
+        maybe_armed: false,
+    };
+    let session = session(stacks());
+    PodEnd::new(&session, end, &known, String::new(), Sensitive::Secret)
+}
+
+#[test]
+fn several_pods_share_one_verdict() {
+    use Reason::{PartiallyFailed, Succeeded, TargetBlocked, TargetExited};
+    for (reasons, reason, complete, words) in [
+        (vec![Succeeded, Succeeded], Succeeded, true, "all 2 pods"),
+        (
+            vec![Succeeded, Reason::ScriptError],
+            Reason::ScriptError,
+            true,
+            "",
+        ),
+        (
+            vec![Succeeded, TargetBlocked, Succeeded],
+            PartiallyFailed,
+            true,
+            "2 of 3 pods answered; web-1: TargetBlocked",
+        ),
+        (
+            vec![TargetBlocked, TargetBlocked],
+            TargetBlocked,
+            false,
+            "all 2 pods",
+        ),
+        (
+            vec![TargetBlocked, TargetExited],
+            PartiallyFailed,
+            false,
+            "0 of 2 pods answered",
+        ),
+    ] {
+        let pods: Vec<_> = reasons
+            .iter()
+            .enumerate()
+            .map(|(number, reason)| one_of(&format!("web-{number}"), *reason, "idle"))
+            .collect();
+        let finished = finish(&session(stacks()), &pods, Duration::ZERO, at());
+        assert_eq!((finished.reason, finished.complete), (reason, complete));
+        let pods_done = format!("{}/{}", pods.len(), pods.len());
+        assert_eq!(finished.status.pods, Some(pods_done));
+        let said = conditions::find(&finished.status.conditions, "Complete").unwrap();
+        assert!(said.message.contains(words), "{}", said.message);
+    }
+}
+
+#[test]
+fn a_pods_end_is_read_back_from_the_status_it_stands_in() {
+    for reason in [
+        Reason::Succeeded,
+        Reason::TargetBlocked,
+        Reason::ScriptError,
+    ] {
+        let end = one_of("web-1", reason, "idle");
+        let written: Vec<_> = end
+            .entries
+            .iter()
+            .map(|entry| entry.status.clone())
+            .collect();
+        let read = PodEnd::read(&written).unwrap();
+        assert_eq!((read.reason, read.complete), (end.reason, end.complete));
+        assert_eq!(read.reached, Reached::Answer);
+        assert_eq!(read.message, end.message);
+    }
+    let going = TargetStatus {
+        phase: Some(Phase::Running),
+        ..known()
+    };
+    let ended = one_of("web-1", Reason::Succeeded, "idle");
+    assert_eq!(
+        PodEnd::read(&[ended.entries[0].status.clone(), going]),
+        None
+    );
+    assert_eq!(PodEnd::read(&[]), None);
+}
+
+#[test]
+fn a_session_that_is_given_up_keeps_what_stands_in_its_status() {
+    let mut session = session(exec());
+    let given = TargetStatus {
+        container_id: Some("containerd://c1".into()),
+        attach: Some(sidewinder_crds::AttachedAs::Ptrace),
+        ..known()
+    };
+    let done = one_of("web-1", Reason::Succeeded, "idle").entries[0]
+        .status
+        .clone();
+    session.status = Some(DebugSessionStatus {
+        targets: vec![given, done],
+        ..DebugSessionStatus::default()
+    });
+    let pods = PodEnd::give_up(&session, "a bug", Sensitive::Secret);
+    let status = finish(&session, &pods, Duration::ZERO, at());
+    assert_eq!(
+        (status.reason, status.complete),
+        (Reason::PartiallyFailed, true)
+    );
+    // What the first pod was given may still be armed.
+    let armed = conditions::find(&status.status.conditions, "Disarmed").unwrap();
+    assert_eq!(armed.reason, "StillArmed");
 }

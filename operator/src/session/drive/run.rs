@@ -1,0 +1,297 @@
+//! One pod of a session from its start to its end: observe, plan, apply, until the plan says that it is over.
+//!
+//! Here stand the loop and what a run knows; how each step is carried out is in a file of its own. Nothing here decides
+//! what comes next: a step changes what was observed, and the plan is asked again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use sidewinder_crds::{DebugSession, Phase, TargetStatus};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::board::Board;
+use super::{Flow, Outcome, Signal, Target, at_most_once};
+use crate::error::Error;
+use crate::inject::{self, Refusal};
+use crate::relay::connect::{Connect, Endpoint};
+use crate::relay::{Agent, Replies};
+use crate::session::plan::{self, Answer, Intent, Observed, Step, plan};
+use crate::session::result::{PodEnd, Reached};
+use crate::session::{Context, observe};
+
+/// How a run stopped.
+pub(super) enum Ended {
+    /// The pod's part has ended.
+    Pod {
+        /// What it came to.
+        end: Box<PodEnd>,
+        /// Who keeps the outcome until it is written.
+        keeper: Option<Arc<Agent>>,
+    },
+    /// The whole session is not to be worked on any more.
+    Stopped(Outcome),
+}
+
+/// The work on one pod.
+pub(super) struct Run<'a, C> {
+    pub(super) context: &'a Context<C>,
+    pub(super) board: &'a Board<'a, C>,
+    pub(super) place: usize,
+    /// The session as if it named this pod alone.
+    pub(super) session: DebugSession,
+    pub(super) signals: watch::Receiver<Signal>,
+    pub(super) gone: bool,
+    pub(super) observed: Observed,
+    pub(super) agent: Option<Arc<Agent>>,
+    pub(super) replies: Option<Replies>,
+    pub(super) cancel_sent: bool,
+    /// The sidecar that the session goes through, for the status.
+    pub(super) entry: TargetStatus,
+    pub(super) pod_changes: Option<BoxStream<'static, Option<Pod>>>,
+}
+
+impl<'a, C: Connect> Run<'a, C> {
+    pub(super) fn new(
+        context: &'a Context<C>,
+        board: &'a Board<'a, C>,
+        place: usize,
+        session: &DebugSession,
+        target: &Target,
+        script: Option<&Result<Arc<str>, Refusal>>,
+        signals: watch::Receiver<Signal>,
+    ) -> Self {
+        let mut session = session.clone();
+        session.spec.target.pod_name = Some(target.entry.pod_name.clone());
+        session.spec.target.selector = None;
+        session.spec.target.pods = None;
+        let observed = Observed {
+            script: script.cloned(),
+            intent: at_most_once(&session)
+                .then(|| Intent::read(std::slice::from_ref(&target.entry)))
+                .flatten(),
+            pinned: target
+                .pinned
+                .then(|| target.entry.pod_uid.clone())
+                .flatten(),
+            ..Observed::default()
+        };
+        Self {
+            context,
+            board,
+            place,
+            session,
+            signals,
+            gone: false,
+            observed,
+            agent: None,
+            replies: None,
+            cancel_sent: false,
+            entry: target.entry.clone(),
+            pod_changes: None,
+        }
+    }
+
+    /// Works on the pod until its part has ended.
+    pub(super) async fn drive(mut self) -> Result<Ended, Error> {
+        if self.observed.pinned.is_some() {
+            // A pod that waited for its turn has its own time to begin.
+            let status = self.session.status.get_or_insert_default();
+            status.start_time = Some(Time(Timestamp::now()));
+        }
+        self.observed.pod = self.read_pod().await?;
+        self.take_up();
+        self.recall_refusals();
+        loop {
+            self.take_signal();
+            if self.gone {
+                self.abandon().await;
+                return Ok(Ended::Stopped(Outcome::Gone));
+            }
+            let step = self.plan();
+            debug!(step = step_name(&step), "next");
+            let began = Instant::now();
+            let flow = match step.clone() {
+                Step::End(end) => return Ok(self.ended(*end)),
+                Step::AwaitPod { until } => self.await_pod(&step, until).await?,
+                Step::Inject { way, container } => self.inject(way, &container).await?,
+                Step::Open {
+                    sidecar,
+                    way,
+                    until,
+                } => self.open(&step, sidecar, way, until).await?,
+                Step::Record(intent) => self.record(intent).await?,
+                Step::Ask {
+                    request,
+                    until,
+                    cancel,
+                } => self.ask(&request, until, cancel).await?,
+                Step::FallBack { way, refusal } => {
+                    self.fall_back(way, refusal);
+                    Flow::Continue
+                }
+            };
+            self.context
+                .metrics
+                .step(step_name(&step), began.elapsed().as_secs_f64());
+            match flow {
+                Flow::Continue => {}
+                Flow::Stop(Outcome::Gone) => {
+                    self.abandon().await;
+                    return Ok(Ended::Stopped(Outcome::Gone));
+                }
+                Flow::Stop(outcome) => return Ok(Ended::Stopped(outcome)),
+            }
+        }
+    }
+
+    fn ended(mut self, end: plan::End) -> Ended {
+        let notes = if self.observed.refused.is_empty() {
+            String::new()
+        } else {
+            format!("; {}", plan::refused_ways(&self.observed.refused))
+        };
+        let asked = self.observed.asked_since.is_some() || self.observed.intent.is_some();
+        let answered = matches!(self.observed.answer, Some(Answer::Finished(_)));
+        let known = std::mem::take(&mut self.entry);
+        let sensitive = self.context.settings.sensitive;
+        let mut end = PodEnd::new(&self.session, end, &known, notes, sensitive);
+        if asked {
+            end.reached = end.reached.max(Reached::Request);
+        }
+        Ended::Pod {
+            end: Box::new(end),
+            keeper: self.agent.take().filter(|_| answered),
+        }
+    }
+
+    pub(super) fn plan(&self) -> Step {
+        plan(
+            &self.session,
+            &self.observed,
+            &self.context.settings.sidecar,
+            Timestamp::now(),
+        )
+    }
+
+    fn take_up(&mut self) {
+        if self.observed.intent.is_some() {
+            info!("resumed: the action was given to an agent before");
+        }
+        self.note_pod();
+        self.note_signal(self.session.spec.cancel);
+    }
+
+    /// Copies what the status says about the pod.
+    fn note_pod(&mut self) {
+        let Some(pod) = &self.observed.pod else {
+            return;
+        };
+        if self.observed.intent.is_some() {
+            return;
+        }
+        // Another pod of the same name is not the target.
+        if self.observed.pinned.is_some() && self.observed.pinned != pod.uid() {
+            return;
+        }
+        let container =
+            inject::choose_container(pod, self.session.spec.target.container.as_deref()).ok();
+        self.board.name_container(container);
+        self.entry = TargetStatus {
+            pod_name: self.session.spec.pod_name().to_owned(),
+            pod_uid: pod.uid(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            container: container.map(str::to_owned),
+            container_id: container
+                .and_then(|container| inject::container_status(pod, container))
+                .and_then(|status| status.container_id.clone()),
+            sidecar: self.entry.sidecar.clone(),
+            attach: self.entry.attach,
+            agent: self.entry.agent.clone(),
+            ..TargetStatus::default()
+        };
+    }
+
+    /// The pod as it is now.
+    pub(super) async fn read_pod(&mut self) -> Result<Option<Pod>, Error> {
+        let namespace = self.session.namespace().unwrap_or_default();
+        observe::pod(
+            &self.context.client,
+            &namespace,
+            self.session.spec.pod_name(),
+        )
+        .await
+    }
+
+    pub(super) fn set_pod(&mut self, pod: Option<Pod>) {
+        self.observed.pod = pod;
+        self.note_pod();
+    }
+
+    pub(super) fn note_signal(&mut self, cancel: bool) {
+        if cancel && self.observed.cancelled_since.is_none() {
+            info!("cancelled");
+            self.observed.cancelled_since = Some(Timestamp::now());
+        }
+    }
+
+    pub(super) fn take_signal(&mut self) {
+        let signal = self.signals.borrow_and_update().clone();
+        self.gone |= signal.gone;
+        if let Some(latest) = signal.latest {
+            self.note_signal(latest.spec.cancel);
+        }
+    }
+
+    /// Shows how far the pod's part is, where that changed.
+    pub(super) async fn progress(&mut self, phase: Phase) -> Result<Flow, Error> {
+        // An intent stands as it was written until the end.
+        if self.observed.intent.is_some() {
+            return Ok(Flow::Continue);
+        }
+        let entry = TargetStatus {
+            phase: Some(phase),
+            agent: self.entry.agent.clone().filter(|_| phase == Phase::Running),
+            ..self.entry.clone()
+        };
+        self.board.show(self.place, entry).await
+    }
+
+    /// The pod's changes, watched from the first call on.
+    pub(super) fn pod_changes(&mut self) -> &mut BoxStream<'static, Option<Pod>> {
+        self.pod_changes
+            .get_or_insert_with(|| observe::pod_changes(&self.context.client, &self.session))
+    }
+
+    pub(super) fn endpoint(&self, sidecar: &str) -> Endpoint {
+        Endpoint {
+            namespace: self.session.namespace().unwrap_or_default(),
+            pod: self.session.spec.pod_name().to_owned(),
+            pod_uid: self.entry.pod_uid.clone().unwrap_or_default(),
+            container: sidecar.to_owned(),
+        }
+    }
+}
+
+pub(super) fn step_name(step: &Step) -> &'static str {
+    match step {
+        Step::End(_) => "end",
+        Step::AwaitPod { .. } => "await_pod",
+        Step::Inject { .. } => "inject",
+        Step::Open { .. } => "open",
+        Step::Record(_) => "record",
+        Step::Ask { .. } => "ask",
+        Step::FallBack { .. } => "fall_back",
+    }
+}
+
+pub(super) fn deadline(until: Timestamp) -> Instant {
+    let left = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
+    Instant::now() + left
+}
