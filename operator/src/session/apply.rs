@@ -32,22 +32,10 @@ pub async fn inject(
     pod: &Pod,
     container: &EphemeralContainer,
 ) -> Result<Injected, Error> {
-    match patch(client, pod, container, true).await {
-        Ok(would_be) => {
-            let kept = find(&would_be, &container.name);
-            if !kept.is_some_and(|kept| inject::same_spec(kept, container)) {
-                return Ok(Injected::Refused(Refusal::new(
-                    Reason::AdmissionForbidden,
-                    "an admission webhook or policy would change the sidecar's container, which is then not used; except ephemeral containers named sidewinder-* from it",
-                )));
-            }
-        }
-        Err(error) => match error.api().map(judge) {
-            Some(Verdict::NoDryRun) => {}
-            Some(Verdict::Changed) => return Ok(Injected::Changed),
-            Some(Verdict::Refused(refusal)) => return Ok(Injected::Refused(refusal)),
-            None => return Err(error),
-        },
+    match admits(client, pod, container).await? {
+        Admission::Admitted | Admission::Unknown(_) => {}
+        Admission::Refused(refusal) => return Ok(Injected::Refused(refusal)),
+        Admission::Changed => return Ok(Injected::Changed),
     }
     match patch(client, pod, container, false).await {
         Ok(pod) => Ok(Injected::Added(Box::new(pod))),
@@ -55,6 +43,48 @@ pub async fn inject(
             Some(Verdict::Changed) => Ok(Injected::Changed),
             Some(Verdict::Refused(refusal)) => Ok(Injected::Refused(refusal)),
             Some(Verdict::NoDryRun) | None => Err(error),
+        },
+    }
+}
+
+/// What a dry-run says about adding a container.
+#[derive(Debug)]
+pub enum Admission {
+    /// It would stand in the pod as it is.
+    Admitted,
+    /// A webhook cannot say, in the server's words: only trying tells.
+    Unknown(String),
+    /// Somebody or something would not let it in.
+    Refused(Refusal),
+    /// The pod is not the one that was looked at any more: look again.
+    Changed,
+}
+
+/// Asks whether `container` would be let into `pod`. Changes nothing.
+///
+/// # Errors
+/// When the API server does not answer, or answers something that is neither yes nor no.
+pub async fn admits(
+    client: &Client,
+    pod: &Pod,
+    container: &EphemeralContainer,
+) -> Result<Admission, Error> {
+    match patch(client, pod, container, true).await {
+        Ok(would_be) => {
+            let kept = find(&would_be, &container.name);
+            if kept.is_some_and(|kept| inject::same_spec(kept, container)) {
+                return Ok(Admission::Admitted);
+            }
+            Ok(Admission::Refused(Refusal::new(
+                Reason::AdmissionForbidden,
+                "an admission webhook or policy would change the sidecar's container, which is then not used; except ephemeral containers named sidewinder-* from it",
+            )))
+        }
+        Err(error) => match error.api().map(|status| (judge(status), status)) {
+            Some((Verdict::NoDryRun, status)) => Ok(Admission::Unknown(status.message.clone())),
+            Some((Verdict::Changed, _)) => Ok(Admission::Changed),
+            Some((Verdict::Refused(refusal), _)) => Ok(Admission::Refused(refusal)),
+            None => Err(error),
         },
     }
 }

@@ -8,6 +8,7 @@ mod ask;
 mod board;
 mod end;
 mod enter;
+mod preflight;
 mod run;
 
 use std::sync::Arc;

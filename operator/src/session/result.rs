@@ -315,6 +315,8 @@ pub fn finish(
         );
     }
     match pods.iter().find(|pod| pod.reached < Reached::Agent) {
+        // Nothing was to be attached.
+        _ if session.spec.dry_run => {}
         None => {
             let notes = pods
                 .iter()

@@ -108,6 +108,10 @@ impl<'a, C: Connect> Run<'a, C> {
         self.observed.pod = self.read_pod().await?;
         self.take_up();
         self.recall_refusals();
+        if self.session.spec.dry_run {
+            let end = self.preflight().await?;
+            return Ok(self.ended(end));
+        }
         loop {
             self.take_signal();
             if self.gone {
@@ -172,11 +176,16 @@ impl<'a, C: Connect> Run<'a, C> {
     }
 
     pub(super) fn plan(&self) -> Step {
+        self.plan_at(Timestamp::now())
+    }
+
+    /// What the plan would say at another time.
+    pub(super) fn plan_at(&self, now: Timestamp) -> Step {
         plan(
             &self.session,
             &self.observed,
             &self.context.settings.sidecar,
-            Timestamp::now(),
+            now,
         )
     }
 

@@ -399,3 +399,88 @@ async fn a_fleet_that_is_cancelled_stops_every_script_and_begins_no_more() {
     assert_eq!(pods_of(&status, "reason"), ["Cancelled"; 4]);
     assert_eq!(world.agents.runs().len(), 2);
 }
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_happen_and_touches_no_pod() {
+    let words = "pods \"web-0\" is forbidden: violates PodSecurity \"restricted:latest\": no";
+    for (refusals, attach, phase, reason, said) in [
+        (
+            0,
+            "Auto",
+            "Succeeded",
+            "DryRun",
+            "it would add ephemeral container sidewinder-app-1 as root",
+        ),
+        (
+            1,
+            "Auto",
+            "Succeeded",
+            "DryRun",
+            "as user 1000 of group 2000",
+        ),
+        (
+            1,
+            "Ptrace",
+            "Failed",
+            "PodSecurityForbidden",
+            "violates PodSecurity",
+        ),
+        (
+            2,
+            "Auto",
+            "Failed",
+            "PodSecurityForbidden",
+            "refused as SameUser",
+        ),
+    ] {
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let spec = json!({"remoteExec": {"script": "print(1)"}, "dryRun": true, "attach": attach});
+        let world = world(&agents, &pod(json!({})), &session(spec));
+        for _ in 0..refusals {
+            world.api.refuse(
+                Method::PATCH,
+                "ephemeralcontainers",
+                "dryRun=All",
+                403,
+                words,
+            );
+        }
+        assert_eq!(world.drive().await, Outcome::Ended);
+        let status = world.status();
+        assert_eq!(
+            (&status["phase"], &status["reason"]),
+            (&json!(phase), &json!(reason))
+        );
+        let message = status["targets"][0]["message"].as_str().unwrap();
+        assert!(message.contains(said), "{message}");
+        let patches = world.api.made(&Method::PATCH, "ephemeralcontainers");
+        assert!(
+            patches
+                .iter()
+                .all(|patch| patch.query.contains("dryRun=All"))
+        );
+        assert!(world.agents.heard().is_empty());
+        let conditions = status["conditions"].to_string();
+        assert!(!conditions.contains("\"Attached\""), "{conditions}");
+        assert!(conditions.contains("NotArmed"), "{conditions}");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_for_a_pod_that_does_not_run_says_so_at_once() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let pending = pod(
+        json!({"status": {"phase": "Pending", "containerStatuses": null,
+        "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]}}),
+    );
+    let world = world(
+        &agents,
+        &pending,
+        &session(json!({"stacks": {}, "dryRun": true})),
+    );
+    assert_eq!(world.drive().await, Outcome::Ended);
+    let status = world.status();
+    assert_eq!(status["reason"], "PodNotRunning");
+    let message = status["targets"][0]["message"].as_str().unwrap();
+    assert!(message.contains("0/1 nodes are available"), "{message}");
+}
