@@ -144,6 +144,8 @@ pub enum Step {
     AwaitPod {
         /// When waiting ends.
         until: Timestamp,
+        /// What is waited for to change.
+        what: String,
     },
     /// Add the container, after a dry-run.
     Inject {

@@ -123,7 +123,7 @@ impl<'a, C: Connect> Run<'a, C> {
             let began = Instant::now();
             let flow = match step.clone() {
                 Step::End(end) => return Ok(self.ended(*end)),
-                Step::AwaitPod { until } => self.await_pod(&step, until).await?,
+                Step::AwaitPod { until, .. } => self.await_pod(&step, until).await?,
                 Step::Inject { way, container } => self.inject(way, &container).await?,
                 Step::Open {
                     sidecar,
@@ -176,16 +176,11 @@ impl<'a, C: Connect> Run<'a, C> {
     }
 
     pub(super) fn plan(&self) -> Step {
-        self.plan_at(Timestamp::now())
-    }
-
-    /// What the plan would say at another time.
-    pub(super) fn plan_at(&self, now: Timestamp) -> Step {
         plan(
             &self.session,
             &self.observed,
             &self.context.settings.sidecar,
-            now,
+            Timestamp::now(),
         )
     }
 

@@ -44,7 +44,7 @@ pub(super) fn enterable<'a>(
     let until = after(started(session, now), POD_LIMIT);
     let wait = |what: String| {
         if now < until {
-            Box::new(Step::AwaitPod { until })
+            Box::new(Step::AwaitPod { until, what })
         } else {
             not_running(format!("{what}; waited {} s", POD_LIMIT.as_secs()))
         }

@@ -173,7 +173,7 @@ fn what_may_still_start_is_waited_for_and_not_for_ever() {
         app(json!({"terminated": {"exitCode": 1}}), "containerd://c1"),
     ] {
         let observed = seeing(pod(patch));
-        let Step::AwaitPod { until } = decide(&stacks(), &observed) else {
+        let Step::AwaitPod { until, .. } = decide(&stacks(), &observed) else {
             panic!("not waited for")
         };
         assert_eq!(until, after(now(), POD_LIMIT));
@@ -746,7 +746,7 @@ proptest! {
             observed.pod = Some(world(&sidecars, container_id, pod_uid));
             match plan(&session, &observed, &sidecar(), at) {
                 Step::End(_) => break,
-                Step::AwaitPod { until } => at = until,
+                Step::AwaitPod { until, .. } => at = until,
                 Step::Inject { way, .. } => {
                     if sidecars.len() < 9 {
                         sidecars.push((way.into(), running()));
