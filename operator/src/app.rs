@@ -78,7 +78,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     ));
 
     let namespace = (!args.watch_namespace.is_empty()).then(|| args.watch_namespace.clone());
-    let work = session::run(context, namespace, stop.clone());
+    let work = Box::pin(session::run(context, namespace, stop.clone()));
     let led = if args.leader_election {
         let election = LeaderElection::new(client, &args.pod_namespace, LEASE, &identity);
         lead(&election, &metrics, &stop, work).await

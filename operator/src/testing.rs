@@ -189,6 +189,19 @@ impl FakeApi {
         }
     }
 
+    /// Waits until there is nothing at `path`.
+    pub(crate) async fn until_gone(&self, path: &str) {
+        let mut changes = self.changed.subscribe();
+        let wait = async {
+            while self.get(path).is_some() {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_mins(5), wait)
+            .await
+            .unwrap_or_else(|late| panic!("{late}: {path} stays"));
+    }
+
     async fn answer(&self, request: Request<Body>) -> Response<Answer> {
         let (parts, body) = request.into_parts();
         let bytes = body.collect_bytes().await.unwrap();
@@ -241,17 +254,35 @@ impl FakeApi {
     }
 
     fn list(&self, path: &str, query: &str) -> Vec<Value> {
-        let name = query
+        let fields = query
             .split('&')
-            .find_map(|pair| pair.strip_prefix("fieldSelector=metadata.name%3D"))
-            .map(str::to_owned);
+            .find_map(|pair| pair.strip_prefix("fieldSelector="))
+            .unwrap_or_default()
+            .replace("%21", "!")
+            .replace("%3D", "=")
+            .replace("%2C", ",");
+        let field = |object: &Value, path: &str| {
+            let pointer = format!("/{}", path.replace('.', "/"));
+            let text = object.pointer(&pointer).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
+        let selected = |object: &Value| {
+            fields.split(',').filter(|one| !one.is_empty()).all(|one| {
+                if let Some((path, value)) = one.split_once("!=") {
+                    return field(object, path) != value;
+                }
+                let (path, value) = one.split_once('=').unwrap();
+                field(object, path) == value
+            })
+        };
         self.store()
             .objects
             .iter()
-            .filter(|(key, _)| {
-                key.strip_prefix(path)
-                    .and_then(|rest| rest.strip_prefix('/'))
-                    .is_some_and(|rest| name.as_deref().is_none_or(|name| rest == name))
+            .filter(|(key, object)| {
+                let inside = key
+                    .strip_prefix(path)
+                    .and_then(|rest| rest.strip_prefix('/'));
+                inside.is_some() && selected(object)
             })
             .map(|(_, object)| object.clone())
             .collect()

@@ -249,20 +249,23 @@ pub async fn secret(client: &Client, secret: &Secret) -> Result<(), Error> {
 ///
 /// # Errors
 /// When the API server refuses it.
-pub async fn delete(client: &Client, session: &DebugSession) -> Result<(), Error> {
-    let namespace = session.namespace().unwrap_or_default();
-    let name = session.name_any();
-    let api: Api<DebugSession> = Api::namespaced(client.clone(), &namespace);
+pub async fn delete(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    uid: Option<&str>,
+) -> Result<(), Error> {
+    let api: Api<DebugSession> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams {
         preconditions: Some(Preconditions {
-            uid: session.uid(),
+            uid: uid.map(str::to_owned),
             resource_version: None,
         }),
         ..DeleteParams::background()
     };
     let answer = patiently(
         || format!("delete session {namespace}/{name}"),
-        || async { api.delete(&name, &params).await.map(|_| ()) },
+        || async { api.delete(name, &params).await.map(|_| ()) },
     )
     .await;
     match answer {

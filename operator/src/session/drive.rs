@@ -42,10 +42,10 @@ pub struct Signal {
 }
 
 /// How work on a session stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// Its end is written.
-    Ended,
+    /// Its end is written; the session as it is now.
+    Ended(Box<DebugSession>),
     /// It is gone.
     Gone,
     /// Another writer took it over.

@@ -21,16 +21,24 @@ use crate::inject::Refusal;
 /// How many pods are read at a time: whole ones, of which only a few words are kept.
 const PAGE: u32 = 100;
 
+/// The session of a name.
+pub async fn session_named(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<DebugSession>, Error> {
+    let api: Api<DebugSession> = Api::namespaced(client.clone(), namespace);
+    patiently(
+        || format!("read session {namespace}/{name}"),
+        || api.get_opt(name),
+    )
+    .await
+}
+
 /// The session as it is now; `None` when it is gone or another one of its name.
 pub async fn session(client: &Client, known: &DebugSession) -> Result<Option<DebugSession>, Error> {
     let namespace = known.namespace().unwrap_or_default();
-    let name = known.name_any();
-    let api: Api<DebugSession> = Api::namespaced(client.clone(), &namespace);
-    let found = patiently(
-        || format!("read session {namespace}/{name}"),
-        || api.get_opt(&name),
-    )
-    .await?;
+    let found = session_named(client, &namespace, &known.name_any()).await?;
     Ok(found.filter(|found| found.uid() == known.uid()))
 }
 

@@ -156,13 +156,16 @@ async fn only_the_session_that_was_meant_is_deleted() {
     let mut other = session(json!({"stacks": {}}));
     other.metadata.uid = Some("another".into());
     api.put(SESSION, &other);
-    delete(&client, &session(json!({"stacks": {}})))
+    delete(&client, "shop", "why", Some("5e55-1"))
         .await
         .unwrap();
     assert!(api.get(SESSION).is_some());
-    delete(&client, &other).await.unwrap();
-    assert!(api.get(SESSION).is_none());
-    delete(&client, &other).await.unwrap();
+    for _ in 0..2 {
+        delete(&client, "shop", "why", Some("another"))
+            .await
+            .unwrap();
+        assert!(api.get(SESSION).is_none());
+    }
 }
 
 #[tokio::test]

@@ -69,8 +69,9 @@ pub(super) async fn end<C: Connect>(
     if let Flow::Stop(outcome) = flow {
         return Ok(outcome);
     }
-    report(context, &board.session().await, &finished, &ends, took);
-    Ok(Outcome::Ended)
+    let session = board.session().await;
+    report(context, &session, &finished, &ends, took);
+    Ok(Outcome::Ended(Box::new(session)))
 }
 
 fn report<C>(

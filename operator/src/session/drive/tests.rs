@@ -18,6 +18,9 @@ use crate::testing::{Agents, FakeApi, pod, session, sidecar};
 const POD: &str = "/api/v1/namespaces/shop/pods/web-0";
 const SESSION: &str = "/apis/sidewinder.dev/v1alpha1/namespaces/shop/debugsessions/why";
 
+const ENDED: &str = "Ended";
+const GONE: &str = "Gone";
+
 struct World {
     api: FakeApi,
     context: Context<Agents>,
@@ -50,13 +53,19 @@ fn world(agents: &Agents, pod: &Pod, session: &DebugSession) -> World {
 }
 
 impl World {
-    async fn drive(&self) -> Outcome {
+    /// How the work stopped: `Ended` of whatever session.
+    async fn drive(&self) -> &'static str {
         let session = serde_json::from_value(self.api.get(SESSION).unwrap()).unwrap();
         let work = drive(&self.context, session, self.signals.subscribe());
-        tokio::time::timeout(Duration::from_mins(10), work)
+        let outcome = tokio::time::timeout(Duration::from_mins(10), work)
             .await
             .expect("never ends")
-            .unwrap()
+            .unwrap();
+        match outcome {
+            Outcome::Ended(_) => ENDED,
+            Outcome::Gone => GONE,
+            Outcome::Superseded => "Superseded",
+        }
     }
 
     fn status(&self) -> Value {
@@ -88,13 +97,13 @@ fn interrupted(instance: &str) -> DebugSession {
 async fn a_first_session_adds_a_sidecar_and_a_second_one_uses_it() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
     let world = world(&agents, &pod(json!({})), &session(json!({"stacks": {}})));
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     let status = world.status();
     assert_eq!(status["phase"], "Succeeded");
     assert_eq!(status["targets"][0]["sidecar"], "sidewinder-app-1");
     assert_eq!(status["targets"][0]["attach"], "Ptrace");
     world.api.put(SESSION, &session(json!({"stacks": {}})));
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     let patches = world.api.made(&Method::PATCH, "ephemeralcontainers");
     assert_eq!(patches.len(), 2, "a dry-run and one patch in all");
     let hellos = |message: &&ToAgent| matches!(message, ToAgent::Hello { .. });
@@ -107,7 +116,7 @@ async fn a_first_session_adds_a_sidecar_and_a_second_one_uses_it() {
 async fn a_script_is_sent_only_after_its_intent_stands_in_the_status() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
     let world = world(&agents, &pod(json!({})), &exec());
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     let writes = world.api.made(&Method::PATCH, "status");
     assert_eq!(writes[0].body["status"]["targets"][0]["agent"], "i1");
     assert_eq!(writes[0].body["status"]["phase"], "Running");
@@ -137,7 +146,7 @@ async fn a_restarted_operator_fetches_the_outcome_from_the_same_run_and_asks_no_
         .unwrap();
         let carrying = pod(json!({"spec": {"ephemeralContainers": [container]}}));
         let world = world(&agents, &carrying, &interrupted("i1"));
-        assert_eq!(world.drive().await, Outcome::Ended);
+        assert_eq!(world.drive().await, ENDED);
         assert_eq!(world.status()["phase"], phase);
         assert_eq!(world.status()["reason"], reason);
         assert_eq!(world.agents.runs().len(), runs);
@@ -155,7 +164,7 @@ async fn a_cut_stream_is_opened_again_and_the_same_request_asked() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
     agents.cut(1);
     let world = world(&agents, &pod(json!({})), &exec());
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     assert_eq!(world.status()["reason"], "Succeeded");
     let same = Some("i1".to_owned());
     assert_eq!(world.agents.runs(), [same.clone(), same]);
@@ -181,7 +190,7 @@ async fn pod_security_leaves_the_other_way_and_its_words_in_the_status() {
             403,
             words,
         );
-        assert_eq!(world.drive().await, Outcome::Ended);
+        assert_eq!(world.drive().await, ENDED);
         let status = world.status();
         assert_eq!(status["reason"], reason);
         assert_eq!(status["targets"][0]["attach"], attach);
@@ -209,7 +218,7 @@ async fn a_deleted_session_stops_what_runs_for_it() {
         world.signals.send_modify(|signal| signal.gone = true);
     };
     let (outcome, ()) = tokio::join!(world.drive(), delete);
-    assert_eq!(outcome, Outcome::Gone);
+    assert_eq!(outcome, GONE);
     assert!(world.agents.heard().contains(&ToAgent::Cancel {
         id: "5e55-1".into()
     }));
@@ -234,7 +243,7 @@ async fn a_cancelled_script_is_stopped_and_its_session_says_so() {
             .send_modify(|signal| signal.latest = Some(Arc::new(latest)));
     };
     let (outcome, ()) = tokio::join!(world.drive(), cancel);
-    assert_eq!(outcome, Outcome::Ended);
+    assert_eq!(outcome, ENDED);
     let status = world.status();
     assert_eq!(
         (&status["phase"], &status["reason"]),
@@ -279,7 +288,7 @@ fn pods_of(status: &Value, field: &str) -> Vec<String> {
 async fn every_pod_of_a_selector_has_its_entry_and_the_fleet_one_line() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
     let world = fleet(&agents, json!({"stacks": {}}), 4);
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     let status = world.status();
     assert_eq!(status["reason"], "Succeeded");
     assert_eq!(status["pods"], "4/4");
@@ -306,7 +315,7 @@ async fn one_pod_of_a_selector_is_the_one_in_which_something_is_wrong() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
     let spec = json!({"stacks": {}, "target": {"pods": null}});
     let world = fleet(&agents, spec, 4);
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     assert_eq!(pods_of(&world.status(), "podName"), ["web-2"]);
 }
 
@@ -316,7 +325,7 @@ async fn a_script_for_a_fleet_is_sent_to_each_pod_after_its_intent_and_to_none_t
     let spec =
         json!({"remoteExec": {"script": "print(1)"}, "target": {"pods": {"maxParallel": 2}}});
     let world = fleet(&agents, spec, 5);
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     assert_eq!(world.status()["reason"], "Succeeded");
     assert_eq!(world.agents.runs().len(), 5);
     let acknowledged = || {
@@ -349,7 +358,7 @@ async fn a_pod_that_was_replaced_is_not_the_target_and_the_others_answer() {
             {"podName": "web-2", "podUID": "uid-web-2", "phase": "Pending"},
         ]}}),
     );
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     let status = world.status();
     assert_eq!(status["reason"], "PartiallyFailed");
     assert_eq!(
@@ -365,7 +374,7 @@ async fn a_selector_without_pods_and_one_with_too_many_touch_nothing() {
     for (count, reason) in [(0, "PodNotFound"), (257, "TooManyTargets")] {
         let agents = Agents::new("i1", Some(Reason::Succeeded));
         let world = fleet(&agents, json!({"stacks": {}}), count);
-        assert_eq!(world.drive().await, Outcome::Ended);
+        assert_eq!(world.drive().await, ENDED);
         let status = world.status();
         assert_eq!(status["reason"], reason);
         assert_eq!(status["pods"], "0/0");
@@ -393,7 +402,7 @@ async fn a_fleet_that_is_cancelled_stops_every_script_and_begins_no_more() {
             .send_modify(|signal| signal.latest = Some(Arc::new(latest)));
     };
     let (outcome, ()) = tokio::join!(world.drive(), cancel);
-    assert_eq!(outcome, Outcome::Ended);
+    assert_eq!(outcome, ENDED);
     let status = world.status();
     assert_eq!(status["phase"], "Cancelled");
     assert_eq!(pods_of(&status, "reason"), ["Cancelled"; 4]);
@@ -445,7 +454,7 @@ async fn a_dry_run_says_what_would_happen_and_touches_no_pod() {
                 words,
             );
         }
-        assert_eq!(world.drive().await, Outcome::Ended);
+        assert_eq!(world.drive().await, ENDED);
         let status = world.status();
         assert_eq!(
             (&status["phase"], &status["reason"]),
@@ -478,7 +487,7 @@ async fn a_dry_run_for_a_pod_that_does_not_run_says_so_at_once() {
         &pending,
         &session(json!({"stacks": {}, "dryRun": true})),
     );
-    assert_eq!(world.drive().await, Outcome::Ended);
+    assert_eq!(world.drive().await, ENDED);
     let status = world.status();
     assert_eq!(status["reason"], "PodNotRunning");
     let message = status["targets"][0]["message"].as_str().unwrap();

@@ -1,0 +1,282 @@
+//! The tasks of sessions: one for each that has not ended, and one for each whose script outlived it. A task that fails is
+//! begun anew after a pause; what goes wrong with one session touches no other.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use sidewinder_crds::DebugSession;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, error, info_span, warn};
+
+use super::drive::{self, Outcome, Signal};
+use super::finished::Expiry;
+use super::result::{self, PodEnd};
+use super::{Context, afterwards, apply, observe, plan};
+use crate::error::describe;
+use crate::relay::connect::Connect;
+
+/// The pause before a session whose task failed is taken up again, and the longest one.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// After how many failures in a row a session ends with `InternalError`.
+const MAX_FAILURES: u32 = 8;
+/// How many sessions are watched at once whose scripts are still running: each keeps a stream open.
+const MAX_WATCHED: usize = 64;
+
+/// The running tasks, by the session's UID.
+pub(super) struct Supervisor<C> {
+    pub(super) context: Arc<Context<C>>,
+    running: Mutex<HashMap<String, watch::Sender<Signal>>>,
+    /// Ended sessions whose scripts are still running, by their UID.
+    watched: Mutex<HashMap<String, CancellationToken>>,
+    permits: Semaphore,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    pub(super) expiries: mpsc::Sender<Expiry>,
+    /// Whether the API server can tell sessions that have ended from others (selectable fields of custom resources are
+    /// on by default from Kubernetes 1.31).
+    by_phase: bool,
+}
+
+impl<C> Supervisor<C> {
+    pub(super) fn new(
+        context: Arc<Context<C>>,
+        stop: CancellationToken,
+        expiries: mpsc::Sender<Expiry>,
+        by_phase: bool,
+    ) -> Self {
+        Self {
+            permits: Semaphore::new(context.settings.max_concurrent.max(1)),
+            running: Mutex::default(),
+            watched: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop,
+            expiries,
+            by_phase,
+            context,
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Signal>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn by_phase(&self) -> bool {
+        self.by_phase
+    }
+
+    /// The UIDs of the sessions that are worked on, and of those that are watched after their end.
+    pub(super) fn known(&self) -> HashSet<String> {
+        let mut known: HashSet<_> = self.running().keys().cloned().collect();
+        known.extend(self.watched().keys().cloned());
+        known
+    }
+}
+
+impl<C: Connect> Supervisor<C> {
+    /// Starts the session's task, or tells it what changed.
+    pub(super) fn hand_over(self: &Arc<Self>, session: &Arc<DebugSession>, uid: &str) {
+        let mut running = self.running();
+        if let Some(signal) = running.get(uid) {
+            signal.send_modify(|signal| signal.latest = Some(Arc::clone(session)));
+            return;
+        }
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let (sender, receiver) = watch::channel(Signal::default());
+        running.insert(uid.to_owned(), sender);
+        self.context.metrics.active.inc();
+        let supervisor = Arc::clone(self);
+        let session = Arc::clone(session);
+        let uid = uid.to_owned();
+        let span = info_span!(
+            parent: None,
+            "session",
+            namespace = session.namespace().unwrap_or_default(),
+            name = session.name_any(),
+            uid,
+            pod = session.spec.pod_name(),
+            action = session.spec.action().map_or("none", |action| action.name()),
+        );
+        self.tasks.spawn(
+            async move {
+                let work = supervisor.work(&session, receiver);
+                tokio::select! {
+                    () = work => {}
+                    () = supervisor.stop.cancelled() => debug!("left to the next leader"),
+                }
+                supervisor.running().remove(&uid);
+                supervisor.context.metrics.active.dec();
+            }
+            .instrument(span),
+        );
+    }
+
+    /// Begins to wait for the end of scripts that outlived their session; whether somebody does.
+    pub(super) fn watch_on(self: &Arc<Self>, session: &DebugSession, uid: &str) -> bool {
+        let mut watched = self.watched();
+        if watched.contains_key(uid) {
+            return true;
+        }
+        if watched.len() >= MAX_WATCHED || self.stop.is_cancelled() {
+            return false;
+        }
+        let gone = self.stop.child_token();
+        watched.insert(uid.to_owned(), gone.clone());
+        self.context.metrics.watched.inc();
+        let supervisor = Arc::clone(self);
+        let session = session.clone();
+        let uid = uid.to_owned();
+        let span = info_span!(
+            parent: None,
+            "watch",
+            namespace = session.namespace().unwrap_or_default(),
+            name = session.name_any(),
+            uid,
+            pod = session.spec.pod_name(),
+        );
+        self.tasks.spawn(
+            async move {
+                tokio::select! {
+                    result = afterwards::watch(&supervisor.context, &session) => if let Err(failed) = result {
+                        supervisor.context.metrics.errors.inc();
+                        warn!(error = %describe(&failed), "a script that is still running cannot be watched");
+                    },
+                    () = gone.cancelled() => debug!("deleted, or left to the next leader"),
+                }
+                supervisor.watched().remove(&uid);
+                supervisor.context.metrics.watched.dec();
+            }
+            .instrument(span),
+        );
+        true
+    }
+
+    /// Tells a task that its session was deleted.
+    pub(super) fn deleted(&self, matches: impl Fn(&str) -> bool) {
+        for (uid, gone) in self.watched().iter() {
+            if matches(uid) {
+                gone.cancel();
+            }
+        }
+        for (uid, signal) in self.running().iter() {
+            if matches(uid) {
+                signal.send_modify(|signal| signal.gone = true);
+            }
+        }
+    }
+
+    /// Works on a session until its end, whatever fails in between.
+    async fn work(self: &Arc<Self>, session: &DebugSession, mut signals: watch::Receiver<Signal>) {
+        let permit = loop {
+            tokio::select! {
+                permit = self.permits.acquire() => break permit.ok(),
+                changed = signals.changed() => {
+                    let signal = signals.borrow_and_update().clone();
+                    let cancel = signal.latest.is_some_and(|latest| latest.spec.cancel);
+                    // Ending a session needs no place in the queue.
+                    if changed.is_err() || signal.gone || cancel {
+                        break None;
+                    }
+                }
+            }
+        };
+        // What was seen while waiting is seen again.
+        signals.mark_changed();
+        let mut session = session.clone();
+        let mut pause = RETRY.0;
+        let mut failures = 0;
+        loop {
+            // In a task of its own, so that a bug in one session ends that session and nothing else.
+            let attempt = {
+                let context = Arc::clone(&self.context);
+                let session = session.clone();
+                let signals = signals.clone();
+                let stop = self.stop.clone();
+                tokio::spawn(
+                    async move {
+                        tokio::select! {
+                            result = drive::drive(&context, session, signals) => result,
+                            () = stop.cancelled() => Ok(Outcome::Superseded),
+                        }
+                    }
+                    .in_current_span(),
+                )
+                .await
+            };
+            let words = match attempt {
+                Ok(Ok(Outcome::Ended(session))) => {
+                    if let Err(failed) = self.after_the_end(&session).await {
+                        // A later round sees to it.
+                        warn!(error = %describe(&failed), "what follows a session's end failed");
+                    }
+                    break;
+                }
+                Ok(Ok(outcome)) => {
+                    debug!(?outcome, "left");
+                    break;
+                }
+                Ok(Err(failed)) => {
+                    self.context.metrics.errors.inc();
+                    warn!(error = %describe(&failed), "a session's work failed");
+                    describe(&failed)
+                }
+                Err(panic) => {
+                    self.context.metrics.errors.inc();
+                    error!(%panic, "a session's work was ended by a bug");
+                    failures = MAX_FAILURES;
+                    "the operator met a bug; its log has the details".to_owned()
+                }
+            };
+            failures += 1;
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => {}
+                () = async { while !signals.borrow_and_update().gone {
+                    if signals.changed().await.is_err() { break; }
+                } } => break,
+            }
+            pause = (pause * 2).min(RETRY.1);
+            match observe::session(&self.context.client, &session).await {
+                Ok(Some(fresh)) if plan::has_ended(&fresh) => break,
+                Ok(Some(fresh)) => session = fresh,
+                Ok(None) => break,
+                Err(failed) => warn!(error = %describe(&failed), "a session cannot be read"),
+            }
+            if failures >= MAX_FAILURES {
+                self.give_up(&session, &words).await;
+                break;
+            }
+        }
+        drop(permit);
+    }
+
+    /// Ends a session that cannot be worked on.
+    async fn give_up(&self, session: &DebugSession, words: &str) {
+        let now = Timestamp::now();
+        let elapsed = now.duration_since(plan::started(session, now));
+        let elapsed = Duration::try_from(elapsed).unwrap_or_default();
+        let ends = PodEnd::give_up(session, words, self.context.settings.sensitive);
+        let finished = result::finish(session, &ends, elapsed, now);
+        let status = result::seal(finished, &ends, session.metadata.generation, now);
+        if let Err(failed) = apply::status(&self.context.client, session, &status).await {
+            error!(error = %describe(&failed), "a session's end cannot be written");
+        }
+    }
+}
+
+/// A pause between a half and the whole of `pause`, so that what failed together does not come back together.
+fn jittered(pause: Duration) -> Duration {
+    // The standard library's only source of chance.
+    let chance = RandomState::new().hash_one(0_u8) % 512;
+    pause / 2 + pause * u32::try_from(chance).unwrap_or(0) / 1024
+}
