@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use sidewinder_model::{Action, Data, ExecRequest, Reason, ThreadChoice, Wake, WakePolicy};
+use sidewinder_model::{Data, ExecRequest, Reason, ThreadChoice, Wake, WakePolicy};
 use sidewinder_sidecar::discover::Discovery;
-use sidewinder_sidecar::perform::{Bounds, act};
+use sidewinder_sidecar::perform::{Scripts, exec};
+use sidewinder_sidecar::read::Bounds;
 
 /// How long one script may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -79,21 +80,21 @@ fn main() -> ExitCode {
         let thread = threads
             .get((place >> 33) % threads.len())
             .expect("a remainder is below the length");
-        let action = Action::Exec(ExecRequest {
+        let request = ExecRequest {
             script: script.clone(),
             thread: *thread,
             wake: WakePolicy::Auto,
             interpreter: 0,
             start_milliseconds: START,
-        });
+        };
         let bounds = Bounds::until(Instant::now() + LIMIT);
         let (began, clock) = (now(), Instant::now());
-        let outcome = act(found, &action, &bounds);
+        let outcome = exec(found, &request, &bounds, &Scripts::default());
         let total_microseconds = clock.elapsed().as_micros();
-        let Some(Data::Exec(exec)) = outcome.data else {
+        let Some(Data::Exec(ran)) = outcome.data else {
             panic!("{:?}: {}", outcome.reason, outcome.message)
         };
-        let value: Vec<u64> = exec
+        let value: Vec<u64> = ran
             .value_json
             .as_deref()
             .and_then(|json| serde_json::from_str(json).ok())
@@ -101,7 +102,7 @@ fn main() -> ExitCode {
         let line = Line {
             reason: outcome.reason,
             message: outcome.message,
-            wake: value.first().map(|_| exec.wake),
+            wake: value.first().map(|_| ran.wake),
             started_microseconds: value.first().map(|at| at.saturating_sub(began) / 1000),
             total_microseconds,
             paused_microseconds: outcome.paused_microseconds,

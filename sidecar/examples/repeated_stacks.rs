@@ -9,12 +9,13 @@
 )]
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sidewinder_model::{Action, Data, Locals, Reason, Stacks};
 use sidewinder_sidecar::discover::Discovery;
-use sidewinder_sidecar::perform::{Bounds, act};
+use sidewinder_sidecar::read::{Bounds, act, fenced};
 
 /// How long one reading may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -43,14 +44,17 @@ fn main() {
         panic!("usage: repeated_stacks PID COUNT")
     };
     let discovery = Discovery::one(pid).expect("the process is there");
-    let found = discovery.found.first().expect("the process is a Python");
+    let found = discovery.found.into_iter().next();
+    let found = Arc::new(found.expect("the process is a Python"));
     let action = Action::Stacks {
         locals: Locals::None,
     };
     let mut stdout = std::io::stdout().lock();
     for _ in 0..count {
         let bounds = Bounds::until(Instant::now() + LIMIT);
-        let outcome = act(found, &action, &bounds);
+        let (found, action) = (found.clone(), action.clone());
+        let outcome =
+            fenced(move || act(&found, &action, &bounds)).unwrap_or_else(|refused| *refused);
         assert!(
             outcome.reason == Reason::Succeeded,
             "{:?}: {}",

@@ -15,15 +15,16 @@ use sidewinder_decode::memory::{Image, Recorder};
 use sidewinder_decode::runtime::Runtime;
 use sidewinder_decode::still::Any;
 use sidewinder_diagnose::text;
-use sidewinder_linux::signals;
+use sidewinder_linux::{Process, signals};
 use sidewinder_model::{
     Action, Data, ExecRequest, Locals, MAX_SCRIPT_BYTES, Reason, TargetOutcome, TaskFormat,
 };
 
 use crate::args::{Command, Source, TextOrJson, TreeTableOrJson};
-use crate::capture::capture;
+use crate::capture::{Capture, capture};
 use crate::discover::{self, Discovery, Found};
-use crate::perform::{self, Bounds};
+use crate::perform::{self, Scripts};
+use crate::read::{self, Bounds};
 
 /// The exit code of a command that cannot be carried out as it was given, as clap has it.
 const WRONG_USAGE: u8 = 2;
@@ -87,7 +88,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
                 interpreter,
                 start_milliseconds: u64::try_from(start.as_millis()).unwrap_or(u64::MAX),
             };
-            exec(pid, &Action::Exec(request), deadline, output)
+            exec(pid, request, deadline, output)
         }
         Command::Record { pid, out, locals } => record(pid, &out, locals.into()),
         Command::Agent { .. } | Command::Relay | Command::Carrier { .. } => {
@@ -172,7 +173,10 @@ fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
 }
 
 fn ps(output: TextOrJson) -> anyhow::Result<ExitCode> {
-    let list = Discovery::all(None)?.list();
+    let list = match read::fenced(|| Discovery::all(None).map(|found| found.list())) {
+        Ok(list) => list?,
+        Err(refused) => return answer(&refused, &Action::Processes, output == TextOrJson::Json),
+    };
     match output {
         TextOrJson::Json => print_json(&list)?,
         TextOrJson::Text => print(&text::processes(&list))?,
@@ -244,10 +248,11 @@ fn snapshot(source: &Source, action: &Action, json: bool) -> anyhow::Result<Exit
     }
     let pid = source.pid.context("either --pid or --image is needed")?;
     let bounds = Bounds::until(Instant::now() + READ_LIMIT);
-    let outcome = match find(pid) {
-        Ok(found) => perform::act(&found, action, &bounds),
-        Err(outcome) => *outcome,
+    let read = {
+        let action = action.clone();
+        read::fenced(move || Ok(read::act(&find(pid)?, &action, &bounds)))
     };
+    let outcome = read.flatten().unwrap_or_else(|refused| *refused);
     let code = answer(&outcome, action, json);
     // The process ends here, and with it a hundred thousand pieces that need not be freed one by one.
     std::mem::forget(outcome);
@@ -325,7 +330,7 @@ fn within_size(script: String) -> anyhow::Result<String> {
 
 fn exec(
     pid: i32,
-    action: &Action,
+    request: ExecRequest,
     deadline: Instant,
     output: TextOrJson,
 ) -> anyhow::Result<ExitCode> {
@@ -340,65 +345,33 @@ fn exec(
             }
         })
         .context("failed to start a thread")?;
-    let bounds = Bounds {
-        cancel,
-        ..Bounds::until(deadline)
-    };
+    let bounds = Bounds { deadline, cancel };
     let outcome = match find(pid) {
-        Ok(found) => perform::act(&found, action, &bounds),
+        Ok(found) => perform::exec(&found, &request, &bounds, &Scripts::default()),
         Err(outcome) => *outcome,
     };
-    answer(&outcome, action, output == TextOrJson::Json)
+    answer(&outcome, &Action::Exec(request), output == TextOrJson::Json)
 }
 
 fn record(pid: i32, out: &Path, locals: Locals) -> anyhow::Result<ExitCode> {
-    let found = match find(pid) {
-        Ok(found) => found,
-        Err(outcome) => return answer(&outcome, &Action::Processes, false),
+    let read = read::fenced(move || {
+        let found = find(pid)?;
+        let runtime = found
+            .python
+            .clone()
+            .map_err(|why| Box::new(TargetOutcome::failed(Reason::UnsupportedPython, why)))?;
+        Ok(image(&found.process, &runtime, locals))
+    });
+    let captured = match read.flatten() {
+        Ok(captured) => captured?,
+        Err(refused) => return answer(&refused, &Action::Processes, false),
     };
-    let runtime = match &found.python {
-        Ok(runtime) => runtime,
-        Err(why) => {
-            return answer(
-                &TargetOutcome::failed(Reason::UnsupportedPython, why.clone()),
-                &Action::Processes,
-                false,
-            );
-        }
-    };
+    let bytes = captured.value.to_bytes();
     let mut file = std::fs::File::options()
         .write(true)
         .create_new(true)
         .open(out)
         .with_context(|| format!("failed to create {}", out.display()))?;
-    let mappings = found.process.mappings()?;
-    let limits = Limits::default();
-    let mut captured = capture(
-        &found.process,
-        runtime,
-        Instant::now() + READ_LIMIT,
-        limits.cache_bytes,
-        |still, threads| {
-            let recorder = Recorder::new(still, IMAGE_PAGES);
-            // What a reader of the image will ask for: the search, then both snapshots. Values of locals are left out
-            // unless they are asked for: a recording travels in bug reports.
-            let _ = Runtime::locate::<Any>(&recorder, &mappings, &found.process);
-            let _ = sidewinder_decode::stacks::<Any>(&recorder, runtime, threads, locals, &limits);
-            let _ = sidewinder_decode::tasks::<Any>(&recorder, runtime, threads, &limits);
-            Image::new(
-                mappings.clone(),
-                threads.to_vec(),
-                &found.process,
-                recorder.into_touched(),
-            )
-        },
-    )?;
-    let threads = captured.value.threads.iter_mut();
-    found.process.describe(
-        threads
-            .filter_map(|thread| Some((thread.tid, thread.arguments?, thread.syscall.as_mut()?))),
-    );
-    let bytes = captured.value.to_bytes();
     file.write_all(&bytes)
         .with_context(|| format!("failed to write {}", out.display()))?;
     eprintln!(
@@ -409,4 +382,36 @@ fn record(pid: i32, out: &Path, locals: Locals) -> anyhow::Result<ExitCode> {
         captured.paused.as_micros()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was read of a process, so that it can be read again.
+fn image(process: &Process, runtime: &Runtime, locals: Locals) -> anyhow::Result<Capture<Image>> {
+    let mappings = process.mappings()?;
+    let limits = Limits::default();
+    let mut captured = capture(
+        process,
+        runtime,
+        Instant::now() + READ_LIMIT,
+        limits.cache_bytes,
+        |still, threads| {
+            let recorder = Recorder::new(still, IMAGE_PAGES);
+            // What a reader of the image will ask for: the search, then both snapshots. Values of locals are left out
+            // unless they are asked for: a recording travels in bug reports.
+            let _ = Runtime::locate::<Any>(&recorder, &mappings, process);
+            let _ = sidewinder_decode::stacks::<Any>(&recorder, runtime, threads, locals, &limits);
+            let _ = sidewinder_decode::tasks::<Any>(&recorder, runtime, threads, &limits);
+            Image::new(
+                mappings.clone(),
+                threads.to_vec(),
+                process,
+                recorder.into_touched(),
+            )
+        },
+    )?;
+    let threads = captured.value.threads.iter_mut();
+    process.describe(
+        threads
+            .filter_map(|thread| Some((thread.tid, thread.arguments?, thread.syscall.as_mut()?))),
+    );
+    Ok(captured)
 }

@@ -10,5 +10,6 @@ pub mod framing;
 pub mod hand;
 pub mod inject;
 pub mod perform;
+pub mod read;
 pub mod relay;
 pub mod select;

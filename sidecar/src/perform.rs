@@ -1,81 +1,33 @@
 //! A request carried out: from the action to what every process answered.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use sidewinder_decode::ReadError;
 use sidewinder_decode::runtime::Runtime;
-use sidewinder_decode::still;
 use sidewinder_diagnose::escape::{clip, line};
 use sidewinder_diagnose::{summary, text};
-use sidewinder_linux::stop::StopError;
-use sidewinder_linux::{Error, Process, hardening, headroom};
+use sidewinder_linux::Process;
 use sidewinder_model::{
-    Action, Data, ExecRequest, Locals, Outcome, Reason, Request, Stacks, TargetOutcome, TaskFormat,
+    Action, Data, ExecRequest, Locals, Outcome, Reason, Request, TargetOutcome, TaskFormat,
 };
 
-use crate::capture::{Capture, CaptureError, Torn, capture};
 use crate::discover::{Discovery, Found};
-use crate::inject::{Asker, LeftRunning};
-use crate::select::select;
-use crate::{discover, inject};
-
-/// Tasks from which on the memory of the decode is given back before that of the text is taken.
-const MANY_TASKS: usize = 50_000;
+use crate::inject::{self, Asker, LeftRunning};
+use crate::read::{self, Bounds, MEASURED, microseconds, milliseconds, read_stacks};
 
 /// The longest name of a session in a message, in characters: Kubernetes allows no longer one.
 const NAME_CHARS: usize = 253;
 
-/// The longest command line in an outcome, in characters.
-const COMMAND_CHARS: usize = 256;
-
-/// Whether what this program does was measured on this machine's architecture. Elsewhere it compiles, reads with a
-/// warning, and runs no scripts.
-const MEASURED: bool = cfg!(target_arch = "x86_64");
-
-/// The bounds within which work is done.
-#[derive(Clone, Debug)]
-pub struct Bounds {
-    /// When it has to be over.
-    pub deadline: Instant,
-    /// Set when nobody wants it any more.
-    pub cancel: Arc<AtomicBool>,
-    /// Whose work it is.
+/// Whose scripts are run, and where those go that are still running at the end; without a place they are let go of.
+#[derive(Clone, Debug, Default)]
+pub struct Scripts {
+    /// Whose.
     pub asker: Asker,
-    /// Where scripts go that are still running at the end; without it they are let go of.
+    /// Where to.
     pub left: Option<Sender<LeftRunning>>,
-}
-
-impl Bounds {
-    /// Of work that only reads and that nobody cancels.
-    pub fn until(deadline: Instant) -> Self {
-        Self {
-            deadline,
-            cancel: Arc::default(),
-            asker: Asker::default(),
-            left: None,
-        }
-    }
-
-    fn ended(&self) -> Option<(Reason, &'static str)> {
-        if self.cancel.load(Ordering::SeqCst) {
-            Some((
-                Reason::Cancelled,
-                "cancelled before this process was looked at",
-            ))
-        } else if Instant::now() >= self.deadline {
-            Some((
-                Reason::Timeout,
-                "the time was up before this process was looked at; raise timeoutSeconds",
-            ))
-        } else {
-            None
-        }
-    }
 }
 
 /// Whose request it is, and that it comes after all that came before.
@@ -98,11 +50,26 @@ pub fn perform(
     let bounds = Bounds {
         deadline: started + Duration::from_millis(request.timeout_milliseconds),
         cancel: cancel.clone(),
-        asker,
-        left: Some(left),
     };
-    let mut targets = targets(request, &bounds);
+    let mut targets = if let Action::Exec(script) = &request.action {
+        let scripts = Scripts {
+            asker,
+            left: Some(left),
+        };
+        read::targets(request, &bounds, &|found| {
+            exec(found, script, &bounds, &scripts)
+        })
+    } else {
+        let (request, bounds) = (request.clone(), bounds.clone());
+        read::fenced(move || {
+            read::targets(&request, &bounds, &|found| {
+                read::act(found, &request.action, &bounds)
+            })
+        })
+        .unwrap_or_else(|refused| vec![*refused])
+    };
     for target in &mut targets {
+        describe(target, &request.action);
         if target.duration_milliseconds == 0 {
             target.duration_milliseconds = milliseconds(started.elapsed());
         }
@@ -113,94 +80,6 @@ pub fn perform(
         targets,
     };
     (outcome, running.try_iter().collect())
-}
-
-fn targets(request: &Request, bounds: &Bounds) -> Vec<TargetOutcome> {
-    let discovery = match Discovery::wanted(request) {
-        Ok(discovery) => discovery,
-        Err(error) => {
-            return vec![TargetOutcome::failed(
-                Reason::InternalError,
-                error.to_string(),
-            )];
-        }
-    };
-    if request.action == Action::Processes {
-        return vec![processes(&discovery)];
-    }
-    if discovery.found.is_empty()
-        && let Some(closed) = discovery.closed.first()
-    {
-        return vec![TargetOutcome {
-            pid: Some(closed.ns_pid),
-            ..TargetOutcome::failed(closed.reason, &closed.message)
-        }];
-    }
-    let chosen = match select(
-        &discovery.candidates(),
-        request.process.as_ref(),
-        request.action.runs_code(),
-    ) {
-        Ok(chosen) => chosen,
-        Err(refusal) => {
-            let instead = discovery
-                .instead()
-                .filter(|_| discovery.found.is_empty())
-                .unwrap_or_default();
-            let message = join(&refusal.message, &instead);
-            return vec![TargetOutcome::failed(refusal.reason, message)];
-        }
-    };
-    chosen
-        .indices
-        .iter()
-        .filter_map(|index| discovery.found.get(*index))
-        .map(|found| {
-            let mut outcome = match bounds.ended() {
-                Some((reason, message)) => TargetOutcome {
-                    pid: Some(found.process.ns_pid()),
-                    ..TargetOutcome::failed(reason, message)
-                },
-                None => act(found, &request.action, bounds),
-            };
-            describe(&mut outcome, &request.action);
-            if let Some(note) = &chosen.note {
-                outcome.message = join(&outcome.message, note);
-            }
-            outcome
-        })
-        .collect()
-}
-
-fn join(first: &str, second: &str) -> String {
-    if first.is_empty() || second.is_empty() {
-        format!("{first}{second}")
-    } else {
-        format!("{first}; {second}")
-    }
-}
-
-/// `Processes`: what there is, with or without any.
-pub fn processes(discovery: &Discovery) -> TargetOutcome {
-    let list = discovery.list();
-    let mut outcome = if list.processes.is_empty() {
-        match (discovery.closed.first(), list.problems.first()) {
-            (Some(closed), _) => TargetOutcome::failed(closed.reason, &closed.message),
-            (None, Some(problem)) => TargetOutcome::failed(Reason::UnsupportedPython, problem),
-            (None, None) => TargetOutcome::failed(
-                Reason::NoPythonProcess,
-                "no Python process runs in this container",
-            ),
-        }
-    } else {
-        TargetOutcome {
-            summary: summary::processes(&list),
-            ..TargetOutcome::failed(Reason::Succeeded, String::new())
-        }
-    };
-    outcome.text = text::processes(&list);
-    outcome.data = Some(Data::Processes(list));
-    outcome
 }
 
 /// What a person reads of an outcome's data.
@@ -238,195 +117,24 @@ fn describe(outcome: &mut TargetOutcome, action: &Action) {
     }
 }
 
-/// Carries out an action on one process. The text is left to [`write_text`], since it may be as large as the data, and
-/// so is the summary of tasks, which looks at each of them.
-pub fn act(found: &Found, action: &Action, bounds: &Bounds) -> TargetOutcome {
-    let started = Instant::now();
-    let runtime = match &found.python {
-        Ok(runtime) => runtime,
-        Err(why) => {
-            return TargetOutcome {
-                pid: Some(found.process.ns_pid()),
-                ..TargetOutcome::failed(Reason::UnsupportedPython, why.clone())
-            };
-        }
-    };
-    let mut outcome = match action {
-        Action::Processes => {
-            TargetOutcome::failed(Reason::InternalError, "not an action of one process")
-        }
-        Action::Stacks { locals } => stacks(&found.process, runtime, *locals, bounds),
-        Action::Tasks { .. } => tasks(&found.process, runtime, bounds),
-        Action::Exec(request) => exec(&found.process, runtime, request, bounds),
-    };
-    outcome.pid = Some(found.process.ns_pid());
-    outcome.command = clip(&line(&found.command.join(" ")), COMMAND_CHARS).into_owned();
-    outcome.python = runtime.version();
-    outcome.duration_milliseconds = milliseconds(started.elapsed());
-    outcome
+/// Runs a script in one process.
+pub fn exec(
+    found: &Found,
+    request: &ExecRequest,
+    bounds: &Bounds,
+    scripts: &Scripts,
+) -> TargetOutcome {
+    read::on_process(found, |runtime| {
+        exec_in(&found.process, runtime, request, bounds, scripts)
+    })
 }
 
-/// What a reading comes to when the target could not be held still.
-fn judge<T>(captured: &Capture<T>, problems: &mut Vec<String>) -> (Reason, String) {
-    if !MEASURED {
-        problems.push(format!(
-            "reading was never measured on {}: look twice before you believe it",
-            std::env::consts::ARCH
-        ));
-    }
-    match &captured.torn {
-        None => (Reason::Succeeded, String::new()),
-        Some(Torn::Overran) => {
-            problems.push(
-                "the target was let go before the reading was over, since it may be held for one second: what is \
-                 shown may not be of one instant"
-                    .to_owned(),
-            );
-            (Reason::Succeeded, String::new())
-        }
-        // It stands still by itself, and stays so.
-        Some(Torn::NotStopped {
-            error: error @ StopError::StoppedBySignal { .. },
-            ..
-        }) => {
-            problems.push(error.to_string());
-            (not_stopped(error), error.to_string())
-        }
-        Some(Torn::NotStopped { error, stood_still }) => {
-            problems.push(if *stood_still {
-                format!(
-                    "the target was not held still: {error}; no Python thread ran while it was read, so what is shown is \
-                     of one instant all the same"
-                )
-            } else {
-                format!(
-                    "the target was not held still: {error}; what is shown may not be of one instant"
-                )
-            });
-            (not_stopped(error), error.to_string())
-        }
-    }
-}
-
-/// The reason for which a target could not be held still.
-fn not_stopped(error: &StopError) -> Reason {
-    match error {
-        StopError::Traced { .. } | StopError::StoppedBySignal { .. } => Reason::TargetBusy,
-        // What was read is an answer all the same.
-        StopError::Unstoppable { .. } => Reason::Succeeded,
-        StopError::Process(error) => discover::reason(error),
-    }
-}
-
-fn unreadable(process: &Process, error: &CaptureError) -> TargetOutcome {
-    let (reason, message) = match error {
-        CaptureError::Read(ReadError::Denied) => discover::denied(process),
-        CaptureError::Read(ReadError::Gone) | CaptureError::Process(Error::Gone { .. }) => (
-            Reason::TargetExited,
-            format!("process {} has ended", process.ns_pid()),
-        ),
-        CaptureError::Process(error) => (discover::reason(error), discover::sentence(error)),
-        CaptureError::Read(ReadError::Fault { .. }) => {
-            (Reason::InternalError, discover::sentence(error))
-        }
-    };
-    TargetOutcome::failed(reason, message)
-}
-
-/// The stacks of every thread, with what is wrong with them.
-fn read_stacks(
-    process: &Process,
-    runtime: &Runtime,
-    locals: Locals,
-    deadline: Instant,
-) -> Result<(Stacks, Reason, String), CaptureError> {
-    let limits = headroom::limits_for(process);
-    let captured = capture(
-        process,
-        runtime,
-        deadline,
-        limits.cache_bytes,
-        |memory, threads| {
-            let stacks = still::stacks(memory, runtime, threads, locals, &limits);
-            let arguments: HashMap<u64, [u64; 6]> = threads
-                .iter()
-                .filter_map(|thread| Some((thread.tid, thread.arguments?)))
-                .collect();
-            (stacks, arguments)
-        },
-    )?;
-    let mut problems = Vec::new();
-    let (reason, message) = judge(&captured, &mut problems);
-    let (mut stacks, arguments) = captured.value;
-    // What a thread waits for is looked up when nothing stands still any more.
-    let threads = stacks.interpreters.iter_mut().flat_map(|i| &mut i.threads);
-    process.describe(threads.filter_map(|thread| {
-        let arguments = arguments.get(&thread.tid)?;
-        Some((thread.tid, *arguments, thread.syscall.as_mut()?))
-    }));
-    stacks.paused_microseconds = microseconds(captured.paused);
-    stacks.stopped = captured.stopped;
-    stacks.problems.splice(0..0, problems);
-    Ok((stacks, reason, message))
-}
-
-fn stacks(process: &Process, runtime: &Runtime, locals: Locals, bounds: &Bounds) -> TargetOutcome {
-    match read_stacks(process, runtime, locals, bounds.deadline) {
-        Ok((stacks, reason, message)) => TargetOutcome {
-            summary: if reason == Reason::Succeeded {
-                summary::stacks(&stacks)
-            } else {
-                summary::failure(&message)
-            },
-            paused_microseconds: stacks.paused_microseconds,
-            data: Some(Data::Stacks(stacks)),
-            ..TargetOutcome::failed(reason, message)
-        },
-        Err(error) => unreadable(process, &error),
-    }
-}
-
-fn tasks(process: &Process, runtime: &Runtime, bounds: &Bounds) -> TargetOutcome {
-    let limits = headroom::limits_for(process);
-    let deadline = bounds.deadline;
-    let captured = capture(
-        process,
-        runtime,
-        deadline,
-        limits.cache_bytes,
-        |memory, threads| still::tasks(memory, runtime, threads, &limits),
-    );
-    let captured = match captured {
-        Ok(captured) => captured,
-        Err(error) => return unreadable(process, &error),
-    };
-    let mut problems = Vec::new();
-    let (reason, message) = judge(&captured, &mut problems);
-    let mut tasks = captured.value;
-    if tasks.tasks.len() >= MANY_TASKS {
-        // What the decode needed is freed, and the text is yet to be made.
-        hardening::give_back_memory();
-    }
-    tasks.paused_microseconds = microseconds(captured.paused);
-    tasks.stopped = captured.stopped;
-    tasks.problems.splice(0..0, problems);
-    TargetOutcome {
-        summary: if reason == Reason::Succeeded {
-            String::new()
-        } else {
-            summary::failure(&message)
-        },
-        paused_microseconds: tasks.paused_microseconds,
-        data: Some(Data::Tasks(tasks)),
-        ..TargetOutcome::failed(reason, message)
-    }
-}
-
-fn exec(
+fn exec_in(
     process: &Process,
     runtime: &Runtime,
     request: &ExecRequest,
     bounds: &Bounds,
+    scripts: &Scripts,
 ) -> TargetOutcome {
     if !MEASURED {
         let message = format!(
@@ -444,12 +152,12 @@ fn exec(
         process,
         runtime,
         request,
-        &bounds.asker,
+        &scripts.asker,
         bounds.deadline,
         &bounds.cancel,
         &look,
     );
-    if let (Some(left), Some(watcher)) = (injected.left, &bounds.left) {
+    if let (Some(left), Some(watcher)) = (injected.left, &scripts.left) {
         // Nobody listens where it is dropped again, which lets go of it.
         let _ = watcher.send(left);
     }
@@ -494,12 +202,4 @@ pub fn sweep() {
             inject::sweep(&found.process, runtime);
         }
     }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn microseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

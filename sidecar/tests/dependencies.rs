@@ -134,3 +134,34 @@ fn the_api_has_no_client() {
         ],
     );
 }
+
+#[test]
+fn what_only_reads_names_nothing_that_writes() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let sources: Vec<String> = ["read.rs", "capture.rs", "discover.rs", "select.rs"]
+        .iter()
+        .map(|file| std::fs::read_to_string(folder.join(file)).unwrap())
+        .collect();
+    for writer in [
+        "inject",
+        "perform",
+        "carrier",
+        "Carrier",
+        "Writer",
+        "Armed",
+        "write::",
+        "stopped::",
+        "registers",
+    ] {
+        let named = |text: &String| {
+            let mut code = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"));
+            code.any(|line| line.contains(writer))
+        };
+        assert!(
+            !sources.iter().any(named),
+            "{writer} is named where only reading is done"
+        );
+    }
+}

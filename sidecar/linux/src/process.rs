@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 use sidewinder_decode::Mapping;
 
 use crate::Error;
 use crate::error::Refusal;
 use crate::identity::Identity;
+use crate::in_root;
 use crate::pinned::Pinned;
 use crate::procfs::{self, Stat, Status};
 
@@ -399,20 +400,7 @@ impl Process {
     /// Opens a path as the target sees it, never leaving the target's root through a link that it planted.
     pub(crate) fn in_root(&self, path: &str, flags: OFlags) -> io::Result<File> {
         let root = self.openat("root", OFlags::PATH | OFlags::DIRECTORY)?;
-        // openat2(2) refuses O_PATH with flags that only an opened file can have.
-        let flags = if flags.contains(OFlags::PATH) {
-            flags
-        } else {
-            flags | OFlags::NOCTTY
-        };
-        let fd = rustix::fs::openat2(
-            &root,
-            path,
-            flags | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        )?;
-        Ok(File::from(fd))
+        in_root::open(&root, path, flags)
     }
 
     /// An error of the kernel about this process.
