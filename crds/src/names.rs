@@ -55,6 +55,10 @@ pub mod env {
     pub const RESULTS_SENSITIVE: &str = "SIDEWINDER_RESULTS_SENSITIVE";
     /// After how many idle seconds an agent exits (default 1800).
     pub const AGENT_IDLE_SECONDS: &str = "SIDEWINDER_AGENT_IDLE_SECONDS";
+    /// How many sidecars one pod may carry (default 32).
+    pub const SIDECARS_PER_POD: &str = "SIDEWINDER_SIDECARS_PER_POD";
+    /// From how many sidecars in a pod on outcomes warn of it (default 24).
+    pub const SIDECARS_WARNING: &str = "SIDEWINDER_SIDECARS_WARNING";
     /// The log filter (default `info`).
     pub const LOG: &str = "SIDEWINDER_LOG";
     /// `json` or `text`.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::{ArgAction, Parser, ValueEnum};
 use sidewinder_crds::names::{NAMESPACE, env};
 
-use crate::inject::SidecarImage;
+use crate::inject::{MAX_SIDECARS, SidecarImage, WARN_SIDECARS};
 use crate::session::Settings;
 use crate::session::result::Sensitive;
 
@@ -25,6 +25,12 @@ pub struct Args {
     /// After how many idle seconds an agent exits.
     #[arg(long, env = env::AGENT_IDLE_SECONDS, default_value_t = 1800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub agent_idle_seconds: u32,
+    /// How many sidecars one pod may carry; Kubernetes never removes one.
+    #[arg(long, env = env::SIDECARS_PER_POD, default_value_t = MAX_SIDECARS, value_parser = sidecars)]
+    pub sidecars_per_pod: usize,
+    /// From how many sidecars in a pod on outcomes warn of it.
+    #[arg(long, env = env::SIDECARS_WARNING, default_value_t = WARN_SIDECARS, value_parser = sidecars)]
+    pub sidecars_warning: usize,
     /// The log filter, for example `info` or `sidewinder_operator=debug`.
     #[arg(long, env = env::LOG, default_value = "info")]
     pub log: String,
@@ -82,6 +88,14 @@ pub enum LogFormat {
     Text,
 }
 
+/// A number of sidecars: names have three places for it.
+fn sidecars(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=999) => Ok(count),
+        _ => Err("must be a number from 1 to 999".to_owned()),
+    }
+}
+
 impl Args {
     /// What sessions need of it.
     pub fn settings(&self) -> Settings {
@@ -95,6 +109,8 @@ impl Args {
                 }
                 .to_owned(),
                 idle_seconds: self.agent_idle_seconds,
+                max_per_pod: self.sidecars_per_pod,
+                warn_per_pod: self.sidecars_warning,
             },
             sensitive: match self.results_sensitive {
                 SensitiveResults::Secret => Sensitive::Secret,
@@ -128,6 +144,8 @@ mod tests {
         let settings = args.settings();
         assert_eq!(settings.sidecar.pull_policy, "IfNotPresent");
         assert_eq!(settings.sidecar.idle_seconds, 1800);
+        assert_eq!(settings.sidecar.max_per_pod, 32);
+        assert_eq!(settings.sidecar.warn_per_pod, 24);
         assert_eq!(settings.sensitive, Sensitive::Secret);
         assert_eq!(settings.max_concurrent, 64);
         assert!(args.leader_election);
@@ -140,6 +158,9 @@ mod tests {
             ["--sidecar-pull-policy", "Sometimes"],
             ["--results-sensitive", "Log"],
             ["--agent-idle-seconds", "0"],
+            ["--sidecars-per-pod", "0"],
+            ["--sidecars-per-pod", "1000"],
+            ["--sidecars-warning", "many"],
             ["--max-concurrent", "0"],
             ["--http-address", "8080"],
             ["--leader-election", "perhaps"],

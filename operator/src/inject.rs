@@ -8,13 +8,18 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::ResourceExt;
 use sidewinder_crds::AttachedAs;
+use sidewinder_crds::names::env::SIDECARS_PER_POD;
 use sidewinder_crds::names::{
     AGENT_SUBCOMMAND, DEFAULT_CONTAINER_ANNOTATION, SIDECAR_BINARY, SIDECAR_PREFIX,
 };
 use sidewinder_model::Reason;
 
-/// The most ephemeral containers of ours that one pod may carry: Kubernetes never removes them.
-pub const MAX_SIDECARS: usize = 10;
+/// How many ephemeral containers of ours one pod may carry unless the settings say otherwise: Kubernetes never removes
+/// them, and a pod that is debugged once a week should stay so for months.
+pub const MAX_SIDECARS: usize = 32;
+
+/// From how many on that is said beforehand, of [`MAX_SIDECARS`].
+pub const WARN_SIDECARS: usize = 24;
 
 /// The annotation of the API server's image of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
@@ -33,6 +38,10 @@ pub struct SidecarImage {
     pub pull_policy: String,
     /// After how many idle seconds the agent exits.
     pub idle_seconds: u32,
+    /// How many of our containers one pod may carry.
+    pub max_per_pod: usize,
+    /// From how many on outcomes warn of it.
+    pub warn_per_pod: usize,
 }
 
 /// Why a pod takes no sidecar.
@@ -76,6 +85,10 @@ pub fn check_kind(pod: &Pod) -> Result<(), Refusal> {
     }
     let windows = spec.is_some_and(|spec| {
         spec.os.as_ref().is_some_and(|os| os.name == "windows")
+            || spec
+                .security_context
+                .as_ref()
+                .is_some_and(|security| security.windows_options.is_some())
             || spec
                 .node_selector
                 .as_ref()
@@ -328,8 +341,30 @@ pub struct Resident {
     pub name: String,
     /// Which way of ours it is equal to; `None` when it only has our name.
     pub attach: Option<AttachedAs>,
+    /// Whether its image is the one that would be added now, not that of another release.
+    pub current: bool,
     /// What the kubelet says.
     pub state: ResidentState,
+}
+
+impl Resident {
+    /// Whether an agent may live in it, as far as the kubelet has said.
+    pub fn may_live(&self) -> bool {
+        !matches!(self.state, ResidentState::Ended { .. })
+    }
+}
+
+/// Whether two references name the same repository, whatever the tag or digest behind it.
+fn same_repository(one: &str, other: &str) -> bool {
+    fn repository(image: &str) -> &str {
+        let name = image.split_once('@').map_or(image, |(name, _)| name);
+        match name.rsplit_once(':') {
+            // A port is followed by a path, a tag by nothing.
+            Some((name, tag)) if !tag.contains('/') => name,
+            _ => name,
+        }
+    }
+    repository(one) == repository(other)
 }
 
 /// What the kubelet says about one of our containers.
@@ -356,19 +391,32 @@ pub enum ResidentState {
 }
 
 /// Our containers in the pod that are aimed at `target`, in the pod's order.
+///
+/// One that differs in nothing but the tag or digest of our image's repository is ours too: it is of another release of
+/// the operator, and as long as its agent speaks the same protocol, which the handshake tells, it is used. A second
+/// container beside it could not be removed again, in every pod after every upgrade. Another repository is somebody
+/// else's program, which would be handed scripts.
 pub fn residents(pod: &Pod, target: &str, sidecar: &SidecarImage) -> Vec<Resident> {
-    let ours = |attach: AttachedAs, found: &EphemeralContainer| {
-        ephemeral_container(pod, target, attach, sidecar, &found.name)
-            .is_ok_and(|ours| same_spec(found, &ours))
-    };
     own_containers(pod)
         .filter(|found| found.target_container_name.as_deref() == Some(target))
-        .map(|found| Resident {
-            name: found.name.clone(),
-            attach: [AttachedAs::Ptrace, AttachedAs::SameUser]
-                .into_iter()
-                .find(|attach| ours(*attach, found)),
-            state: resident_state(pod, &found.name),
+        .map(|found| {
+            let image = found.image.as_deref().unwrap_or_default();
+            let mut release = sidecar.clone();
+            if same_repository(image, &sidecar.image) {
+                image.clone_into(&mut release.image);
+            }
+            let ours = |attach: AttachedAs| {
+                ephemeral_container(pod, target, attach, &release, &found.name)
+                    .is_ok_and(|ours| same_spec(found, &ours))
+            };
+            Resident {
+                name: found.name.clone(),
+                attach: [AttachedAs::Ptrace, AttachedAs::SameUser]
+                    .into_iter()
+                    .find(|attach| ours(*attach)),
+                current: image == sidecar.image,
+                state: resident_state(pod, &found.name),
+            }
         })
         .collect()
 }
@@ -420,18 +468,33 @@ fn own_containers(pod: &Pod) -> impl Iterator<Item = &EphemeralContainer> {
         .filter(|container| container.name.starts_with(SIDECAR_PREFIX))
 }
 
+/// What people are told about a pod that will soon take no more sidecars; `None` while there is room.
+pub fn sidecars_warning(pod: &Pod, sidecar: &SidecarImage) -> Option<String> {
+    let carried = own_containers(pod).count();
+    (carried >= sidecar.warn_per_pod).then(|| {
+        format!(
+            "pod {} carries {carried} of at most {} sidecars, which Kubernetes never removes: replace the pod before it takes no more",
+            pod.name_any(),
+            sidecar.max_per_pod
+        )
+    })
+}
+
 /// The name of the next sidecar for `target`: deterministic for what is in the pod, so that doing it twice is doing
 /// it once.
 ///
 /// # Errors
-/// When the pod carries [`MAX_SIDECARS`] of ours already.
-pub fn next_name(pod: &Pod, target: &str) -> Result<String, Refusal> {
-    if own_containers(pod).count() >= MAX_SIDECARS {
+/// When the pod carries as many of ours as it may.
+pub fn next_name(pod: &Pod, target: &str, sidecar: &SidecarImage) -> Result<String, Refusal> {
+    let carried = own_containers(pod).count();
+    if carried >= sidecar.max_per_pod {
         return Err(Refusal::new(
             Reason::TooManySidecars,
             format!(
-                "pod {} carries {MAX_SIDECARS} sidecars already, and Kubernetes never removes one: restart the pod, or look for what ends its sidecars",
-                pod.name_any()
+                "pod {} carries {carried} sidecars, at most {} are allowed ({SIDECARS_PER_POD}), and Kubernetes never removes one: \
+                 delete the pod so that its controller makes another one, or look for what ends its sidecars",
+                pod.name_any(),
+                sidecar.max_per_pod
             ),
         ));
     }
@@ -468,5 +531,7 @@ pub fn next_name(pod: &Pod, target: &str) -> Result<String, Refusal> {
         })
 }
 
+#[cfg(test)]
+mod races;
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,8 @@ pub(crate) fn sidecar() -> SidecarImage {
         image: "registry.example/sidewinder-sidecar@sha256:00".into(),
         pull_policy: "IfNotPresent".into(),
         idle_seconds: 1800,
+        max_per_pod: 32,
+        warn_per_pod: 24,
     }
 }
 

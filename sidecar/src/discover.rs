@@ -44,6 +44,8 @@ pub struct Discovery {
     others: Vec<String>,
     /// How many those are.
     foreign: usize,
+    /// How many processes of other containers were passed over.
+    elsewhere: usize,
 }
 
 /// How many processes without a Python a message lists.
@@ -196,7 +198,9 @@ impl Discovery {
             let Ok(process) = Process::open(pid) else {
                 continue;
             };
-            if !is_elsewhere(&process, container_id, &own_cgroup) {
+            if is_elsewhere(&process, container_id, &own_cgroup) {
+                discovery.elsewhere = discovery.elsewhere.saturating_add(1);
+            } else {
                 discovery.add(process);
             }
         }
@@ -221,6 +225,30 @@ impl Discovery {
             more => format!(", {more} more"),
         };
         (!self.others.is_empty()).then(|| format!("there are: {}{more}", self.others.join(", ")))
+    }
+
+    /// Why the target's processes cannot be seen from here, where none can: a container that runs has one at least.
+    ///
+    /// The runtime may have given us a PID namespace of our own all the same, in which there is nobody but us: a kubelet
+    /// or runtime that does not know `targetContainerName` says so nowhere, see
+    /// <https://kubernetes.io/docs/tasks/debug/debug-application/debug-running-pod/#ephemeral-container>.
+    pub fn not_shared(&self, container_id: Option<&str>) -> Option<String> {
+        let id = container_id.filter(|id| !id.is_empty())?;
+        if !self.found.is_empty() || !self.closed.is_empty() || self.foreign > 0 {
+            return None;
+        }
+        Some(if self.elsewhere == 0 {
+            "the sidecar sees no process but its own: the container runtime did not put it into the target's PID \
+             namespace (targetContainerName), or the target has just ended"
+                .to_owned()
+        } else {
+            format!(
+                "none of the {} processes that the sidecar sees is in container {}: the target was started again, or the \
+                 sidecar is in another PID namespace",
+                self.elsewhere,
+                clip(&line(id), 64)
+            )
+        })
     }
 
     /// What [`crate::select::select`] needs to know.
@@ -276,18 +304,43 @@ fn own_cgroup() -> String {
 }
 
 fn is_elsewhere(process: &Process, container_id: Option<&str>, own_cgroup: &str) -> bool {
-    container_id
-        .is_some_and(|id| belongs_elsewhere(&process.cgroup().unwrap_or_default(), id, own_cgroup))
+    container_id.is_some_and(|id| {
+        place(&process.cgroup().unwrap_or_default(), id, own_cgroup) == Place::Elsewhere
+    })
 }
 
-/// Whether a process is known to belong to another container than the target or this one.
-///
-/// A private cgroup namespace hides the container's id; then nothing is known, and nothing is left out.
-fn belongs_elsewhere(cgroup: &str, container_id: &str, own: &str) -> bool {
-    !container_id.is_empty()
-        && own.contains("kubepods")
-        && cgroup.contains("kubepods")
-        && !cgroup.contains(container_id)
+/// Which container a process is in, as far as its cgroup tells: cgroups(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// The target.
+    Target,
+    /// Another one.
+    Elsewhere,
+    /// Nothing is known, and nothing is left out.
+    Unknown,
+}
+
+/// The path of a cgroup ends with the container's id, also seen from a cgroup namespace of our own, where what is outside
+/// of it begins with `/..`: <https://man7.org/linux/man-pages/man7/cgroup_namespaces.7.html>. Our own is then `/`.
+fn place(cgroup: &str, container_id: &str, own: &str) -> Place {
+    let pod = own.contains("kubepods") && cgroup.contains("kubepods");
+    if container_id.is_empty() {
+        Place::Unknown
+    } else if cgroup.contains(container_id) {
+        Place::Target
+    } else if cgroup != own && (pod || names_a_container(cgroup)) {
+        // Where containers have no cgroups of their own, all are in ours.
+        Place::Elsewhere
+    } else {
+        Place::Unknown
+    }
+}
+
+/// Whether a cgroup's path has the id of a container in it: 64 hexadecimal digits with every runtime of Kubernetes.
+fn names_a_container(cgroup: &str) -> bool {
+    cgroup
+        .split(|letter: char| !letter.is_ascii_hexdigit())
+        .any(|word| word.len() == 64)
 }
 
 fn describe(found: &Found, runtime: &Runtime) -> ProcessInfo {
@@ -327,19 +380,76 @@ mod tests {
 
     #[test]
     fn only_a_cgroup_that_names_another_container_is_elsewhere() {
-        let own = "5:pids:/kubepods/besteffort/pod1/bbbb";
-        assert!(!belongs_elsewhere(
-            "5:pids:/kubepods/besteffort/pod1/aaaa",
-            "aaaa",
-            own
-        ));
-        assert!(belongs_elsewhere(
-            "5:pids:/kubepods/besteffort/pod1/cccc",
-            "aaaa",
-            own
-        ));
-        assert!(!belongs_elsewhere("0::/", "aaaa", "0::/"));
-        assert!(!belongs_elsewhere("0::/../x", "aaaa", "0::/"));
+        let (target, other) = ("a".repeat(64), "c".repeat(64));
+        let own_v1 = format!("5:pids:/kubepods/besteffort/pod1/{}\n", "b".repeat(64));
+        for (cgroup, own, expected) in [
+            (
+                format!("5:pids:/kubepods/besteffort/pod1/{target}\n"),
+                own_v1.as_str(),
+                Place::Target,
+            ),
+            (
+                format!("5:pids:/kubepods/besteffort/pod1/{other}\n"),
+                &own_v1,
+                Place::Elsewhere,
+            ),
+            // What a container does to its own cgroup stays below it.
+            (
+                format!("0::/kubepods.slice/cri-containerd-{target}.scope/inner\n"),
+                "0::/\n",
+                Place::Target,
+            ),
+            // cgroup v2 with a namespace of our own.
+            (
+                format!("0::/../cri-containerd-{target}.scope\n"),
+                "0::/\n",
+                Place::Target,
+            ),
+            (
+                format!("0::/../crio-{other}.scope\n"),
+                "0::/\n",
+                Place::Elsewhere,
+            ),
+            (
+                format!("0::/docker/{other}\n"),
+                &format!("0::/docker/{other}\n"),
+                Place::Unknown,
+            ),
+            (
+                "0::/../../kubepods/pause\n".to_owned(),
+                "0::/\n",
+                Place::Unknown,
+            ),
+            ("0::/\n".to_owned(), "0::/\n", Place::Unknown),
+            ("0::/../x\n".to_owned(), "0::/\n", Place::Unknown),
+            (String::new(), "", Place::Unknown),
+        ] {
+            assert_eq!(place(&cgroup, &target, own), expected, "{cgroup}");
+            assert_eq!(place(&cgroup, "", own), Place::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_namespace_without_any_process_of_the_target_is_not_shared() {
+        let alone = Discovery::default();
+        let said = alone.not_shared(Some("aaaa")).unwrap();
+        assert!(said.contains("no process but its own"), "{said}");
+        assert_eq!(alone.not_shared(None), None);
+        assert_eq!(alone.not_shared(Some("")), None);
+        let astray = Discovery {
+            elsewhere: 3,
+            ..Discovery::default()
+        };
+        let said = astray.not_shared(Some("aaaa")).unwrap();
+        assert!(
+            said.contains("none of the 3") && said.contains("aaaa"),
+            "{said}"
+        );
+        let seen = Discovery {
+            foreign: 1,
+            ..Discovery::default()
+        };
+        assert_eq!(seen.not_shared(Some("aaaa")), None);
     }
 
     #[test]

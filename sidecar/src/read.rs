@@ -99,6 +99,9 @@ pub fn targets(
             )];
         }
     };
+    if let Some(why) = discovery.not_shared(request.container_id.as_deref()) {
+        return vec![TargetOutcome::failed(Reason::PidNamespaceNotShared, why)];
+    }
     if request.action == Action::Processes {
         return vec![processes(&discovery)];
     }

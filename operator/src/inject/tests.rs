@@ -152,10 +152,21 @@ fn pods_that_take_no_sidecar_are_told_apart() {
             json!({"spec": {"nodeSelector": {"kubernetes.io/os": "windows"}}}),
             Reason::UnsupportedPlatform,
         ),
+        (
+            json!({"spec": {"securityContext": {"windowsOptions": {"runAsUserName": "x"}}}}),
+            Reason::UnsupportedPlatform,
+        ),
     ] {
         assert_eq!(check_kind(&pod(patch)).unwrap_err().reason, reason);
     }
-    assert_eq!(check_kind(&pod(json!({}))), Ok(()));
+    for fine in [
+        json!({}),
+        json!({"spec": {"os": {"name": "linux"}}}),
+        json!({"spec": {"shareProcessNamespace": true}}),
+        json!({"spec": {"hostPID": false, "hostNetwork": true}}),
+    ] {
+        assert_eq!(check_kind(&pod(fine)), Ok(()));
+    }
 }
 
 #[test]
@@ -291,25 +302,141 @@ fn the_kubelets_words_on_a_sidecar_are_read() {
 fn the_next_name_is_the_first_free_one_and_has_an_end() {
     let named = |name: &str| json!({"name": name, "image": "x", "targetContainerName": "app"});
     assert_eq!(
-        next_name(&pod(json!({})), "app").unwrap(),
+        next_name(&pod(json!({})), "app", &sidecar()).unwrap(),
         "sidewinder-app-1"
     );
     let two = placed(
         vec![named("sidewinder-app-1"), named("debugger-abc")],
         json!([]),
     );
-    assert_eq!(next_name(&two, "app").unwrap(), "sidewinder-app-2");
-    assert_eq!(next_name(&two, "proxy").unwrap(), "sidewinder-proxy-1");
-    let long = next_name(&pod(json!({})), &"c".repeat(63)).unwrap();
-    assert!(long.len() <= 63, "{long}");
-    let full = placed(
-        (1..=MAX_SIDECARS)
-            .map(|number| named(&format!("sidewinder-app-{number}")))
-            .collect(),
-        json!([]),
+    assert_eq!(
+        next_name(&two, "app", &sidecar()).unwrap(),
+        "sidewinder-app-2"
     );
     assert_eq!(
-        next_name(&full, "app").unwrap_err().reason,
-        Reason::TooManySidecars
+        next_name(&two, "proxy", &sidecar()).unwrap(),
+        "sidewinder-proxy-1"
+    );
+    let long = next_name(&pod(json!({})), &"c".repeat(63), &sidecar()).unwrap();
+    assert!(long.len() <= 63, "{long}");
+}
+
+#[test]
+fn a_pod_takes_so_many_sidecars_and_the_last_ones_with_a_warning() {
+    // Those of every target count, and those that have our name alone; other people's do not.
+    let carrying = |count: usize| {
+        let mut containers: Vec<Value> = (1..=count)
+            .map(|number| {
+                let target = if number % 2 == 0 { "app" } else { "proxy" };
+                json!({"name": format!("sidewinder-{target}-{number}"), "image": "x", "targetContainerName": target})
+            })
+            .collect();
+        containers
+            .push(json!({"name": "debugger-abc", "image": "x", "targetContainerName": "app"}));
+        placed(containers, json!([]))
+    };
+    for (count, warned, taken) in [
+        (23, false, true),
+        (24, true, true),
+        (31, true, true),
+        (32, true, false),
+        (40, true, false),
+    ] {
+        let pod = carrying(count);
+        let warning = sidecars_warning(&pod, &sidecar());
+        assert_eq!(warning.is_some(), warned, "{count}");
+        if let Some(warning) = warning {
+            assert!(
+                warning.contains(&format!("carries {count} of at most 32")),
+                "{warning}"
+            );
+        }
+        let named = next_name(&pod, "app", &sidecar());
+        assert_eq!(named.is_ok(), taken, "{count}");
+        if let Err(refusal) = named {
+            assert_eq!(refusal.reason, Reason::TooManySidecars);
+            assert!(
+                refusal
+                    .message
+                    .contains(&format!("{count} sidecars, at most 32")),
+                "{}",
+                refusal.message
+            );
+            assert!(
+                refusal.message.contains("delete the pod"),
+                "{}",
+                refusal.message
+            );
+        }
+    }
+    let few = SidecarImage {
+        max_per_pod: 2,
+        warn_per_pod: 1,
+        ..sidecar()
+    };
+    assert!(sidecars_warning(&carrying(1), &few).is_some());
+    assert!(next_name(&carrying(1), "app", &few).is_ok());
+    assert!(next_name(&carrying(2), "app", &few).is_err());
+}
+
+#[test]
+fn a_sidecar_of_another_release_is_ours_and_one_of_another_repository_is_not() {
+    let ours = built(json!({}), AttachedAs::SameUser);
+    for (image, attach, current) in [
+        (
+            "registry.example/sidewinder-sidecar@sha256:00",
+            Some(AttachedAs::SameUser),
+            true,
+        ),
+        (
+            "registry.example/sidewinder-sidecar@sha256:01",
+            Some(AttachedAs::SameUser),
+            false,
+        ),
+        (
+            "registry.example/sidewinder-sidecar:0.1.0",
+            Some(AttachedAs::SameUser),
+            false,
+        ),
+        (
+            "registry.example/sidewinder-sidecar:0.1.0@sha256:01",
+            Some(AttachedAs::SameUser),
+            false,
+        ),
+        (
+            "registry.example/sidewinder-sidecar",
+            Some(AttachedAs::SameUser),
+            false,
+        ),
+        (
+            "registry.example:5000/sidewinder-sidecar@sha256:00",
+            None,
+            false,
+        ),
+        ("registry.example/sidewinder-sidecar-x:0.1.0", None, false),
+        (
+            "registry.example/evil/sidewinder-sidecar@sha256:00",
+            None,
+            false,
+        ),
+        ("sidewinder-sidecar@sha256:00", None, false),
+        ("", None, false),
+    ] {
+        let mut container = ours.clone();
+        container["image"] = json!(image);
+        let found = residents(&placed(vec![container], json!([])), "app", &sidecar());
+        assert_eq!(
+            (found[0].attach, found[0].current),
+            (attach, current),
+            "{image}"
+        );
+    }
+    // Whatever its image, the rest has to be ours.
+    let mut other = ours;
+    other["image"] = json!("registry.example/sidewinder-sidecar:0.1.0");
+    other["env"] = json!([{"name": "LD_PRELOAD", "value": "/x.so"}]);
+    assert_eq!(
+        residents(&placed(vec![other], json!([])), "app", &sidecar())[0].attach,
+        None
     );
 }

@@ -2,6 +2,8 @@
 
 use nix::errno::Errno;
 
+use crate::procfs::Status;
+
 /// Why something about a process could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -44,7 +46,7 @@ pub enum Error {
             "it is closed to its own user, since it changed its user after it had started or asked for that \
              (PR_SET_DUMPABLE), so it takes CAP_SYS_PTRACE (attach: Ptrace)"
         } else {
-            "run as its user and group with its capabilities, or with CAP_SYS_PTRACE"
+            differs
         }
     )]
     Denied {
@@ -54,6 +56,8 @@ pub enum Error {
         what: &'static str,
         /// Whether the process is not dumpable, and nothing else as far as can be told stands in the way.
         closed: bool,
+        /// In what the process differs from whoever tried, and what to do about it.
+        differs: String,
         /// What the kernel said.
         source: Errno,
     },
@@ -92,9 +96,71 @@ impl Refusal {
     }
 }
 
+/// In what a process differs from whoever may not look into it, of what the kernel compares: ptrace(2), access mode
+/// checking. Supplementary groups are not compared.
+pub(crate) fn differs(target: &Status, own: &Status) -> String {
+    let [real, effective, saved, _] = target.uids;
+    let changed = real != effective || real != saved;
+    let (uid, gid) = (target.uids[1], target.gids[1]);
+    let ids = |uid, gid| format!("user {uid} and group {gid}");
+    let same = |ids: &[u32; 4], id: u32| ids.iter().take(3).all(|other| *other == id);
+    if changed || !same(&target.uids, own.uids[0]) || !same(&target.gids, own.gids[0]) {
+        let how = if changed {
+            format!("(real {real}, saved {saved}) ")
+        } else {
+            String::new()
+        };
+        return format!(
+            "it runs as {} {how}and the sidecar as {}: where the pod says nothing else (runAsUser, runAsGroup), it has changed \
+             them since its container started, and only CAP_SYS_PTRACE (attach: Ptrace) reaches it",
+            ids(uid, gid),
+            ids(own.uids[0], own.gids[0])
+        );
+    }
+    let more = target.permitted & !own.permitted;
+    if more != 0 {
+        return format!(
+            "it has capabilities that the sidecar has not ({more:#x}, see capsh --decode), so it takes CAP_SYS_PTRACE \
+             (attach: Ptrace)"
+        );
+    }
+    "run as its user and group with its capabilities, or with CAP_SYS_PTRACE".to_owned()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Refusal;
+    use super::{Refusal, differs};
+    use crate::procfs;
+
+    #[test]
+    fn what_stands_between_two_processes_is_named() {
+        let status = |uids: &str, gids: &str, permitted: &str| {
+            let text = format!(
+                "Name:\tx\nState:\tS (sleeping)\nTgid:\t7\nPid:\t7\nTracerPid:\t0\nUid:\t{uids}\nGid:\t{gids}\nGroups:\t\n\
+                 NStgid:\t7\nThreads:\t1\nSigCgt:\t0\nCapPrm:\t{permitted}\nCapEff:\t0\n"
+            );
+            procfs::status(text.as_bytes()).unwrap()
+        };
+        let own = status("5 5 5 5", "6 6 6 6", "0");
+        let said = |uids, gids, permitted| differs(&status(uids, gids, permitted), &own);
+        let other = said("7 7 7 7", "6 6 6 6", "0");
+        assert!(
+            other
+                .starts_with("it runs as user 7 and group 6 and the sidecar as user 5 and group 6"),
+            "{other}"
+        );
+        assert!(
+            other.contains("runAsGroup") && other.contains("attach: Ptrace"),
+            "{other}"
+        );
+        let group = said("5 5 5 5", "0 0 0 0", "0");
+        assert!(group.contains("user 5 and group 0 and"), "{group}");
+        let changed = said("0 5 0 5", "6 6 6 6", "0");
+        assert!(changed.contains("(real 0, saved 0)"), "{changed}");
+        let capable = said("5 5 5 5", "6 6 6 6", "400");
+        assert!(capable.contains("0x400"), "{capable}");
+        assert!(said("5 5 5 5", "6 6 6 6", "0").starts_with("run as its user"));
+    }
 
     #[test]
     fn yama_is_blamed_only_when_nothing_before_it_could_have_refused() {

@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use sidewinder_decode::Mapping;
 
 use crate::Error;
-use crate::error::Refusal;
+use crate::error::{Refusal, differs};
 use crate::identity::Identity;
 use crate::in_root;
 use crate::pinned::Pinned;
@@ -412,6 +412,7 @@ impl Process {
                 pid: self.pid,
                 what,
                 closed: self.is_closed(self.refusal()),
+                differs: self.differs(),
                 source: errno,
             },
             _ => Error::Io {
@@ -437,6 +438,7 @@ impl Process {
                         pid,
                         what,
                         closed,
+                        differs: self.differs(),
                         source,
                     },
                 }
@@ -457,14 +459,18 @@ impl Process {
             && owner.is_ok_and(|owner| owner.st_uid != nix::unistd::geteuid().as_raw())
     }
 
+    fn differs(&self) -> String {
+        match (own_status(), self.status()) {
+            (Some(own), Ok(target)) => differs(&target, &own),
+            _ => "what stands in the way cannot be seen".to_owned(),
+        }
+    }
+
     fn refusal(&self) -> Refusal {
         let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope")
             .ok()
             .and_then(|text| text.trim().parse().ok());
-        let own = std::fs::read("/proc/thread-self/status")
-            .ok()
-            .and_then(|text| procfs::status(&text));
-        let (Some(own), Ok(target)) = (own, self.status()) else {
+        let (Some(own), Ok(target)) = (own_status(), self.status()) else {
             return Refusal {
                 scope,
                 ..Refusal::default()
@@ -498,6 +504,11 @@ impl Process {
             Err(errno) => Err(self.refused("read the memory of", errno)),
         }
     }
+}
+
+/// What this thread may.
+fn own_status() -> Option<Status> {
+    procfs::status(&std::fs::read("/proc/thread-self/status").ok()?)
 }
 
 /// Whether it is the inode that is mapped.

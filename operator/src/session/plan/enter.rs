@@ -7,9 +7,9 @@ use sidewinder_crds::DebugSessionSpec;
 use sidewinder_model::Reason;
 
 use super::target::Running;
-use super::way::{Way, refused_everywhere, way};
+use super::way::{Way, allowed, refused_everywhere, way};
 use super::{ENTER_LIMIT, MAX_ASKED, MAX_INJECTIONS, Observed, Step, after, end, refuse};
-use crate::inject::{self, Resident, ResidentState, SidecarImage};
+use crate::inject::{self, Refusal, Resident, ResidentState, SidecarImage};
 use crate::relay::RelayError;
 
 pub(super) fn enter(
@@ -30,12 +30,23 @@ pub(super) fn enter(
         return refused_everywhere(&observed.refused);
     };
     let residents = inject::residents(pod, target, sidecar);
-    let alive = residents
-        .iter()
-        .rev()
-        .filter(|resident| resident.attach == Some(way.into()))
-        .find(|resident| !matches!(resident.state, ResidentState::Ended { .. }));
-    if let Some(resident) = alive {
+    // An agent of another release that speaks another protocol is passed over: one of ours may be added beside it.
+    let outdated = matches!(observed.link_error, Some(RelayError::Version { .. }));
+    let living = |way: Way| {
+        residents
+            .iter()
+            .rev()
+            .filter(move |resident| resident.attach == Some(way.into()))
+            .find(|resident| resident.may_live() && (resident.current || !outdated))
+    };
+    // What lives comes before what would be added, which nobody could remove again.
+    let alive = living(way).map(|resident| (way, resident)).or_else(|| {
+        let others = allowed(spec, &observed.refused).into_iter();
+        others
+            .filter_map(|other| Some((other, living(other)?)))
+            .find(|(_, resident)| resident.state == ResidentState::Running)
+    });
+    if let Some((way, resident)) = alive {
         return open(observed, resident, way, until, now);
     }
     let words = |resident: &Resident| match &resident.state {
@@ -87,7 +98,12 @@ pub(super) fn enter(
             ),
         );
     }
-    match inject::next_name(pod, target)
+    match inject::next_name(pod, target, sidecar)
+        .map_err(|refusal| {
+            // Why what is there was not enough.
+            let message = format!("{}{}", refusal.message, words_of(observed));
+            Refusal::new(refusal.reason, message)
+        })
         .and_then(|name| inject::ephemeral_container(pod, target, way.into(), sidecar, &name))
     {
         Ok(container) => Step::Inject {
@@ -170,3 +186,6 @@ pub(super) fn unusable(error: Option<&RelayError>) -> Option<Step> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

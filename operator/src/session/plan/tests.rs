@@ -232,7 +232,7 @@ fn a_sidecar_that_is_there_is_used_again_and_one_that_ended_is_not() {
             Ok("sidewinder-app-2"),
         ),
         (vec![(Ptrace, ended.clone())], Err("sidewinder-app-2")),
-        (vec![(SameUser, running())], Err("sidewinder-app-2")),
+        (vec![(SameUser, ended.clone())], Err("sidewinder-app-2")),
     ] {
         let observed = seeing(carrying(&ways, json!({})));
         match (decide(&stacks(), &observed), expected) {

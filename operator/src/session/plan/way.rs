@@ -46,17 +46,20 @@ impl Way {
     }
 }
 
-/// The way to go: the first that the session allows and that was not refused.
-pub(super) fn way(spec: &DebugSessionSpec, refused: &BTreeMap<Way, Refusal>) -> Option<Way> {
+/// The ways that the session allows and that were not refused, the preferred one first.
+pub(super) fn allowed(spec: &DebugSessionSpec, refused: &BTreeMap<Way, Refusal>) -> Vec<Way> {
     let allowed: &[Way] = match spec.attach {
         AttachMode::Auto => &[Way::Ptrace, Way::SameUser],
         AttachMode::Ptrace => &[Way::Ptrace],
         AttachMode::SameUser => &[Way::SameUser],
     };
-    allowed
-        .iter()
-        .copied()
-        .find(|way| !refused.contains_key(way))
+    let open = allowed.iter().copied();
+    open.filter(|way| !refused.contains_key(way)).collect()
+}
+
+/// The way to go: the first that the session allows and that was not refused.
+pub(super) fn way(spec: &DebugSessionSpec, refused: &BTreeMap<Way, Refusal>) -> Option<Way> {
+    allowed(spec, refused).first().copied()
 }
 
 /// Every way was refused: the last one's reason, and what each was refused by.
