@@ -9,13 +9,13 @@ pub mod requests;
 mod tests;
 pub mod watches;
 
-use std::io;
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,11 +34,22 @@ use crate::{framing, perform};
 /// Where the agent listens. The folder is part of the image.
 pub const SOCKET: &str = "/run/sidewinder/agent.sock";
 
-/// The largest message from the operator: a script of the largest size, escaped.
-const REQUEST_BYTES: usize = 4 * 1024 * 1024;
+/// The largest message from the operator: a script of the largest size, of which each byte may take six in JSON.
+const REQUEST_BYTES: usize = 2 * 1024 * 1024;
 
-/// How long a peer may take over its first message, and over accepting one of ours.
+/// The longest id of a request; the operator's are UIDs.
+const ID_BYTES: usize = 253;
+
+/// How long a peer may take over a message, from its first byte, and over accepting one of ours.
 const PEER_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long a peer may say nothing: the operator pings every ten seconds. An exec stream that was cut where nobody is told
+/// of it would otherwise keep its seat for ever.
+const SILENCE: Duration = Duration::from_mins(2);
+
+/// How many answers wait for a peer that does not read them. One that asks for more meanwhile is let go. An operator has
+/// some tens of requests out, and a ping every ten seconds.
+const ANSWERS: usize = 1024;
 
 /// How many connections are served side by side.
 const MAX_CONNECTIONS: usize = 32;
@@ -252,44 +263,105 @@ fn accept(agent: &Arc<Agent>, listener: &UnixListener) {
     }
 }
 
+/// What a peer says, within the time that it has: from its first byte a message has to arrive as a whole.
+struct Incoming<'a> {
+    stream: &'a UnixStream,
+    /// How long it may say nothing before that.
+    patience: Duration,
+    /// How long it may take from then on.
+    limit: Duration,
+    /// When the message that has begun has to be there.
+    until: Option<Instant>,
+}
+
+impl Incoming<'_> {
+    fn next(&mut self, patience: Duration) -> Result<Option<ToAgent>, framing::FrameError> {
+        self.patience = patience;
+        self.until = None;
+        framing::read(self, REQUEST_BYTES)
+    }
+}
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let limit = match self.until {
+            None => self.patience,
+            Some(until) => until.saturating_duration_since(Instant::now()),
+        };
+        if limit.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(limit))?;
+        let mut stream = self.stream;
+        let count = stream.read(buffer)?;
+        self.until
+            .get_or_insert_with(|| Instant::now() + self.limit);
+        Ok(count)
+    }
+}
+
 fn serve(agent: &Arc<Agent>, stream: &UnixStream) -> anyhow::Result<()> {
-    stream
-        .set_read_timeout(Some(PEER_LIMIT))
-        .context("failed to set a read limit")?;
     stream
         .set_write_timeout(Some(PEER_LIMIT))
         .context("failed to set a write limit")?;
-    let (answers, queue) = channel::<ToOperator>();
+    let (answers, queue) = sync_channel::<ToOperator>(ANSWERS);
     let writer = stream.try_clone().context("failed to share a connection")?;
     spawn("answers", move || write_answers(writer, &queue))?;
-    let mut reader = stream;
-    let Some(ToAgent::Hello { protocol }) = framing::read(&mut reader, REQUEST_BYTES)? else {
+    let served = converse(agent, stream, &answers);
+    let _ = stream.shutdown(Shutdown::Both);
+    // Requests that still run know of the queue; whoever empties it learns here that there is nobody any more.
+    let _ = answers.try_send(ToOperator::Pong);
+    served
+}
+
+fn converse(
+    agent: &Arc<Agent>,
+    stream: &UnixStream,
+    answers: &SyncSender<ToOperator>,
+) -> anyhow::Result<()> {
+    let mut incoming = Incoming {
+        stream,
+        patience: PEER_LIMIT,
+        limit: PEER_LIMIT,
+        until: None,
+    };
+    let Some(ToAgent::Hello { protocol }) = incoming.next(PEER_LIMIT)? else {
         bail!("the peer did not introduce itself");
     };
-    answers.send(ToOperator::Hello {
-        protocol: PROTOCOL,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance: agent.instance.clone(),
-    })?;
-    // From here on silence is normal: the operator keeps the stream open between requests.
-    stream
-        .set_read_timeout(None)
-        .context("failed to lift the read limit")?;
-    while let Some(message) = framing::read::<ToAgent>(&mut reader, REQUEST_BYTES)? {
+    tell(
+        answers,
+        ToOperator::Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: agent.instance.clone(),
+        },
+    )?;
+    while let Some(message) = incoming.next(SILENCE)? {
         match message {
-            ToAgent::Run { request } => start(agent, protocol, request, &answers)?,
+            ToAgent::Run { request } => start(agent, protocol, request, answers)?,
             ToAgent::Cancel { id } => agent.requests().cancel(&id),
             ToAgent::Acknowledge { id } => {
                 let freed = agent.requests().acknowledge(&id, Instant::now());
                 agent.changed.notify_all();
                 give_back(freed);
             }
-            ToAgent::Watch { id } => agent.watches().watch(&id, &answers),
-            ToAgent::Ping => answers.send(ToOperator::Pong)?,
+            ToAgent::Watch { id } => agent.watches().watch(&id, answers),
+            ToAgent::Ping => tell(answers, ToOperator::Pong)?,
             ToAgent::Hello { .. } | ToAgent::Unknown => {}
         }
     }
     Ok(())
+}
+
+/// Answers a peer.
+///
+/// # Errors
+/// When it has gone, or does not read its answers.
+fn tell(answers: &SyncSender<ToOperator>, answer: ToOperator) -> anyhow::Result<()> {
+    answers.try_send(answer).map_err(|error| match error {
+        TrySendError::Full(_) => anyhow::anyhow!("the peer left {ANSWERS} answers unread"),
+        TrySendError::Disconnected(_) => anyhow::anyhow!("the peer has gone"),
+    })
 }
 
 fn write_answers(mut stream: UnixStream, queue: &Receiver<ToOperator>) {
@@ -332,21 +404,27 @@ fn start(
     agent: &Arc<Agent>,
     protocol: u32,
     request: Request,
-    answers: &Sender<ToOperator>,
+    answers: &SyncSender<ToOperator>,
 ) -> anyhow::Result<()> {
     let id = request.id.clone();
+    if id.len() > ID_BYTES {
+        bail!(
+            "the id of a request has {} bytes; at most {ID_BYTES} are allowed",
+            id.len()
+        );
+    }
     if let Some((reason, message)) = objection(agent, protocol, &request) {
-        answers.send(ToOperator::Refused {
+        let refused = ToOperator::Refused {
             id,
             reason,
             message,
-        })?;
-        return Ok(());
+        };
+        return tell(answers, refused);
     }
     let begun = agent.requests().begin(&id, answers, Instant::now());
     match begun {
         Begin::Start(cancel) => {
-            answers.send(ToOperator::Accepted { id: id.clone() })?;
+            tell(answers, ToOperator::Accepted { id: id.clone() })?;
             let worker = agent.clone();
             // Here, where requests come one after the other.
             let asker = perform::asker(&request);
@@ -361,16 +439,23 @@ fn start(
                 finish(agent, failed(&agent.instance, id, format!("{error:#}")));
             }
         }
-        Begin::Attached => answers.send(ToOperator::Accepted { id })?,
-        Begin::Finished(outcome) => answers.send(ToOperator::Finished { outcome })?,
-        Begin::Full => answers.send(ToOperator::Refused {
-            id,
-            reason: Reason::QueueFull,
-            message: format!(
+        Begin::Attached => tell(answers, ToOperator::Accepted { id })?,
+        Begin::Finished(outcome) => tell(answers, ToOperator::Finished { outcome })?,
+        Begin::Full => {
+            let message = format!(
                 "{} requests already run in this sidecar",
                 requests::MAX_RUNNING
-            ),
-        })?,
+            );
+            let reason = Reason::QueueFull;
+            tell(
+                answers,
+                ToOperator::Refused {
+                    id,
+                    reason,
+                    message,
+                },
+            )?;
+        }
     }
     Ok(())
 }

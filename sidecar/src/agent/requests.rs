@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use sidewinder_model::{Outcome, Reason, TargetOutcome, ToOperator};
@@ -16,6 +16,9 @@ pub const KEEP_BYTES: usize = 32 * 1024 * 1024;
 
 /// How many requests run side by side.
 pub const MAX_RUNNING: usize = 32;
+
+/// How many are told of the end of one request, or script: one for each connection that there may be.
+pub const MAX_WATCHERS: usize = 32;
 
 /// How many finished requests are remembered by id, so that none runs twice.
 const REMEMBERED: usize = 65_536;
@@ -36,7 +39,7 @@ pub enum Begin {
 enum Entry {
     Running {
         cancel: Arc<AtomicBool>,
-        watchers: Vec<Sender<ToOperator>>,
+        watchers: Vec<SyncSender<ToOperator>>,
     },
     Finished {
         outcome: Arc<Outcome>,
@@ -75,11 +78,15 @@ impl Requests {
     }
 
     /// A request came in; `watcher` will be told its outcome.
-    pub fn begin(&mut self, id: &str, watcher: &Sender<ToOperator>, now: Instant) -> Begin {
+    pub fn begin(&mut self, id: &str, watcher: &SyncSender<ToOperator>, now: Instant) -> Begin {
         self.last_use = now;
         let running = self.running();
         match self.entries.get_mut(id) {
             Some(Entry::Running { watchers, .. }) => {
+                // Whoever came first has most likely gone: there are not so many connections.
+                if watchers.len() >= MAX_WATCHERS {
+                    watchers.remove(0);
+                }
                 watchers.push(watcher.clone());
                 return Begin::Attached;
             }
@@ -116,7 +123,7 @@ impl Requests {
         if let Some(Entry::Running { watchers, .. }) = self.entries.remove(&id) {
             for watcher in watchers {
                 // A connection that has gone asks again on its next one.
-                let _ = watcher.send(ToOperator::Finished {
+                let _ = watcher.try_send(ToOperator::Finished {
                     outcome: Arc::clone(&outcome),
                 });
             }
@@ -229,7 +236,7 @@ impl Requests {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::sync_channel;
 
     use super::*;
 
@@ -245,8 +252,8 @@ mod tests {
     fn a_request_asked_for_twice_runs_once_and_tells_both() {
         let now = Instant::now();
         let mut requests = Requests::new("i".into(), now);
-        let (first, told_first) = channel();
-        let (second, told_second) = channel();
+        let (first, told_first) = sync_channel(8);
+        let (second, told_second) = sync_channel(8);
         assert!(matches!(requests.begin("a", &first, now), Begin::Start(_)));
         assert!(matches!(requests.begin("a", &second, now), Begin::Attached));
         requests.finish(outcome("a"), 10, now);
@@ -268,7 +275,7 @@ mod tests {
     fn an_acknowledged_or_dropped_request_never_runs_again() {
         let now = Instant::now();
         let mut requests = Requests::new("i".into(), now);
-        let (watcher, _told) = channel();
+        let (watcher, _told) = sync_channel(8);
         for id in ["a", "b"] {
             assert!(matches!(requests.begin(id, &watcher, now), Begin::Start(_)));
             requests.finish(outcome(id), 10, now);
@@ -287,7 +294,7 @@ mod tests {
     fn outcomes_are_bounded_and_the_oldest_goes_first() {
         let now = Instant::now();
         let mut requests = Requests::new("i".into(), now);
-        let (watcher, _told) = channel();
+        let (watcher, _told) = sync_channel(8);
         for (index, id) in ["a", "b", "c"].into_iter().enumerate() {
             assert!(matches!(requests.begin(id, &watcher, now), Begin::Start(_)));
             requests.finish(
@@ -310,7 +317,7 @@ mod tests {
     fn too_many_at_once_are_refused() {
         let now = Instant::now();
         let mut requests = Requests::new("i".into(), now);
-        let (watcher, _told) = channel();
+        let (watcher, _told) = sync_channel(8);
         for index in 0..MAX_RUNNING {
             assert!(matches!(
                 requests.begin(&index.to_string(), &watcher, now),
@@ -328,7 +335,7 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(100);
         let mut requests = Requests::new("i".into(), now);
-        let (watcher, _told) = channel();
+        let (watcher, _told) = sync_channel(8);
         assert_eq!(requests.idle(later), Duration::from_secs(100));
         let Begin::Start(cancel) = requests.begin("a", &watcher, now) else {
             panic!("not started")

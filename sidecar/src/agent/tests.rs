@@ -1,5 +1,8 @@
 //! The protocol, spoken to a real agent over a socket pair.
 
+use std::io::Write as _;
+
+use sha2::Digest as _;
 use sidewinder_model::wire::MAX_PAYLOAD_BYTES;
 use sidewinder_model::{Action, ExecRequest};
 
@@ -137,7 +140,7 @@ fn another_protocol_is_named_and_nothing_is_begun() {
 fn an_agent_that_leaves_ends_its_requests_and_waits_until_their_outcomes_are_safe() {
     let agent = agent();
     *agent.connections.lock().unwrap() = 1;
-    let (watcher, told) = channel();
+    let (watcher, told) = sync_channel(8);
     let Begin::Start(cancel) = agent.requests().begin("a", &watcher, Instant::now()) else {
         panic!("not begun")
     };
@@ -224,4 +227,114 @@ fn a_seat_is_given_back_however_its_connection_ends() {
     seats.push(Seat::take(&agent).unwrap());
     drop(seats);
     assert!(!agent.connected());
+}
+
+#[test]
+fn a_message_has_to_arrive_as_a_whole_in_time_and_silence_has_an_end() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut incoming = Incoming {
+        stream: &theirs,
+        patience: Duration::ZERO,
+        limit: Duration::from_millis(100),
+        until: None,
+    };
+    let late = |error: framing::FrameError| {
+        let framing::FrameError::Io(error) = error else {
+            panic!("{error}")
+        };
+        matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        )
+    };
+    assert!(late(incoming.next(Duration::from_millis(20)).unwrap_err()));
+    // One byte after the other, each of them in time.
+    let mut bytes = Vec::new();
+    framing::write(&mut bytes, &ToAgent::Ping).unwrap();
+    let dripping = std::thread::spawn(move || {
+        let began = Instant::now();
+        for byte in bytes.iter().cycle() {
+            std::thread::sleep(Duration::from_millis(10));
+            if ours.write_all(&[*byte]).is_err() || began.elapsed() > Duration::from_secs(20) {
+                break;
+            }
+        }
+        began.elapsed()
+    });
+    assert!(late(incoming.next(Duration::from_secs(20)).unwrap_err()));
+    drop(theirs);
+    assert!(dripping.join().unwrap() < Duration::from_secs(20));
+}
+
+#[test]
+fn who_does_not_read_answers_is_let_go() {
+    let agent = agent();
+    let mut peer = Peer::introduced(&agent, PROTOCOL);
+    let mut asked = 0_u32;
+    while framing::write(&mut peer.stream, &ToAgent::Ping).is_ok() {
+        asked += 1;
+        assert!(asked < 1_000_000, "answers pile up");
+    }
+}
+
+#[test]
+fn what_is_no_request_ends_its_connection_and_nothing_else() {
+    let agent = agent();
+    let mut deep = "[".repeat(100_000).into_bytes();
+    deep.extend("]".repeat(100_000).bytes());
+    let framed = |payload: &[u8], length: usize| {
+        let digest = sha2::Sha256::digest(payload).into();
+        let header = sidewinder_model::wire::Header { length, digest };
+        let mut frame = header.encode().unwrap().to_vec();
+        frame.extend(payload);
+        frame
+    };
+    let long = ToAgent::Run {
+        request: request(&"i".repeat(ID_BYTES + 1), Action::Processes),
+    };
+    let mut long_id = Vec::new();
+    framing::write(&mut long_id, &long).unwrap();
+    for (what, bytes) in [
+        ("deep", framed(&deep, deep.len())),
+        ("huge", framed(b"{}", REQUEST_BYTES + 1)),
+        ("no JSON", framed(b"\xff\xfe", 2)),
+        ("no frame", vec![0xff; 4096]),
+        ("a long id", long_id),
+    ] {
+        let mut peer = Peer::introduced(&agent, PROTOCOL);
+        // It may be refused before it has all arrived.
+        let _ = peer.stream.write_all(&bytes);
+        let answer = framing::read::<ToOperator>(&mut peer.stream, MAX_PAYLOAD_BYTES);
+        assert!(!matches!(answer, Ok(Some(_))), "{what}: {answer:?}");
+    }
+    let mut peer = Peer::introduced(&agent, PROTOCOL);
+    peer.send(&ToAgent::Ping);
+    assert_eq!(peer.next(), Some(ToOperator::Pong));
+}
+
+#[test]
+fn connections_that_end_while_their_request_runs_leave_no_thread_behind() {
+    let agent = agent();
+    let (first, _told) = sync_channel(8);
+    let begun = agent.requests().begin("long", &first, Instant::now());
+    assert!(matches!(begun, Begin::Start(_)));
+    for _ in 0..200 {
+        let mut peer = Peer::introduced(&agent, PROTOCOL);
+        peer.run(request("long", Action::Processes));
+        assert_eq!(
+            peer.next(),
+            Some(ToOperator::Accepted { id: "long".into() })
+        );
+    }
+    let waiting = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name == "answers\n").count()
+    };
+    let limit = Instant::now() + Duration::from_secs(20);
+    // Those of the tests that run beside this one are some.
+    while waiting() > 20 {
+        assert!(Instant::now() < limit, "{} threads wait", waiting());
+        std::thread::yield_now();
+    }
 }

@@ -1,9 +1,10 @@
 //! Scripts that outlived their requests, and who wants to know of their end. Pure, given the ends.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use super::requests::MAX_WATCHERS;
 use sidewinder_model::{Reason, ScriptEnd, ToOperator};
 
 /// How many such scripts are watched side by side: each has a thread, and a process that carries it.
@@ -20,7 +21,7 @@ struct Watched {
     /// How many of its scripts are still running.
     running: usize,
     ends: Vec<ScriptEnd>,
-    watchers: Vec<Sender<ToOperator>>,
+    watchers: Vec<SyncSender<ToOperator>>,
 }
 
 /// Every script of this run of the agent that outlived its request.
@@ -56,7 +57,9 @@ impl Watches {
             let end = end.clone();
             let id = id.to_owned();
             // A connection that has gone asks again on its next one.
-            watcher.send(ToOperator::ScriptEnded { id, end }).is_ok()
+            watcher
+                .try_send(ToOperator::ScriptEnded { id, end })
+                .is_ok()
         });
         request.ends.push(end);
         if request.running > 0 {
@@ -72,10 +75,10 @@ impl Watches {
     }
 
     /// Somebody wants to know: of what has ended at once, of the rest when it ends.
-    pub fn watch(&mut self, id: &str, watcher: &Sender<ToOperator>) {
+    pub fn watch(&mut self, id: &str, watcher: &SyncSender<ToOperator>) {
         let tell = |message| {
             // Who does not listen any more asks again on the next connection.
-            let _ = watcher.send(message);
+            let _ = watcher.try_send(message);
         };
         let Some(request) = self.requests.get_mut(id) else {
             tell(ToOperator::Refused {
@@ -94,6 +97,10 @@ impl Watches {
             });
         }
         if request.running > 0 {
+            // As with requests.
+            if request.watchers.len() >= MAX_WATCHERS {
+                request.watchers.remove(0);
+            }
             request.watchers.push(watcher.clone());
         }
     }
@@ -101,7 +108,7 @@ impl Watches {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, channel};
+    use std::sync::mpsc::{Receiver, sync_channel};
 
     use super::*;
 
@@ -127,11 +134,11 @@ mod tests {
     fn whoever_asks_is_told_each_end_once_before_and_after() {
         let mut watches = Watches::default();
         assert!(watches.begin("a") && watches.begin("a") && watches.begin("b"));
-        let (early, before) = channel();
+        let (early, before) = sync_channel(8);
         watches.watch("a", &early);
         watches.end("a", end(1));
         watches.end("b", end(7));
-        let (late, after) = channel();
+        let (late, after) = sync_channel(8);
         watches.watch("a", &late);
         assert_eq!((told(&before), told(&after)), (vec![1], vec![1]));
         watches.end("a", end(2));
@@ -145,7 +152,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_said_not_to_be() {
         let mut watches = Watches::default();
-        let (sender, receiver) = channel();
+        let (sender, receiver) = sync_channel(8);
         watches.watch("a", &sender);
         watches.end("a", end(1));
         assert!(matches!(
