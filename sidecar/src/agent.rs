@@ -367,7 +367,10 @@ fn tell(answers: &SyncSender<ToOperator>, answer: ToOperator) -> anyhow::Result<
 fn write_answers(mut stream: UnixStream, queue: &Receiver<ToOperator>) {
     while let Ok(message) = queue.recv() {
         if let Err(error) = framing::write(&mut stream, &message) {
-            eprintln!("failed to answer: {error}");
+            let ended = matches!(&error, framing::FrameError::Io(error) if error.kind() == io::ErrorKind::BrokenPipe);
+            if !ended {
+                eprintln!("failed to answer: {error}");
+            }
             // Ends the reading half too; the operator connects again and asks again.
             let _ = stream.shutdown(Shutdown::Both);
             return;

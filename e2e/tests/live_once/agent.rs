@@ -20,7 +20,12 @@ use crate::live::{LIMIT, sidecar};
 /// The agent's process.
 pub(crate) struct Agent {
     process: Child,
+    /// As whom it and its relays run: what executes them, as its last arguments.
+    through: Vec<String>,
 }
+
+/// Executes its arguments with the sidecar's binary open: where that lies, another user may not go.
+const WITH_BINARY: &str = "exec 9<\"$0\"; exec \"$@\"";
 
 impl Agent {
     pub(crate) fn start() -> Self {
@@ -28,15 +33,26 @@ impl Agent {
     }
 
     pub(crate) fn start_with(idle_seconds: u32) -> Self {
-        let shell = "mount -t tmpfs none /run && mkdir -m 1777 /run/sidewinder && exec \"$@\"";
+        Self::start_as(&[], idle_seconds)
+    }
+
+    /// Under `through`, which executes the rest of its arguments as somebody.
+    pub(crate) fn start_as(through: &[&str], idle_seconds: u32) -> Self {
+        let shell =
+            format!("mount -t tmpfs none /run && mkdir -m 1777 /run/sidewinder && {WITH_BINARY}");
         let process = Command::new("unshare")
-            .args(["--mount", "sh", "-c", shell, "sh"])
+            .args(["--mount", "sh", "-c", &shell])
             .arg(sidecar())
-            .args(["agent", "--idle-seconds", &idle_seconds.to_string()])
+            .args(through)
+            .args(["/proc/self/fd/9", "agent", "--idle-seconds"])
+            .arg(idle_seconds.to_string())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let agent = Self { process };
+        let agent = Self {
+            process,
+            through: through.iter().copied().map(str::to_owned).collect(),
+        };
         // Until it is what it is to be, its namespace is that of the machine.
         until("the agent has its program", || {
             let program = std::fs::read_link(format!("/proc/{}/exe", agent.pid()));
@@ -45,8 +61,59 @@ impl Agent {
         agent
     }
 
+    /// How it ended; `None` while it runs.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.process.try_wait().unwrap()
+    }
+
+    /// A relay to it, which has not said anything yet. What executes it comes first in `before`.
+    pub(crate) fn relay(&self, before: &[&str]) -> Child {
+        Command::new("nsenter")
+            .arg(format!("--mount=/proc/{}/ns/mnt", self.pid()))
+            .args(before)
+            .args(["sh", "-c", WITH_BINARY])
+            .arg(sidecar())
+            .args(&self.through)
+            .args(["/proc/self/fd/9", "relay"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.process.id()).unwrap()
+    }
+
+    /// How much memory of it is there.
+    pub(crate) fn resident_kilobytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().nth(1))
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    /// How many threads it has.
+    pub(crate) fn threads(&self) -> usize {
+        self.thread_names().len()
+    }
+
+    /// How many threads of this name it has.
+    pub(crate) fn threads_named(&self, name: &str) -> usize {
+        self.thread_names()
+            .iter()
+            .filter(|other| *other == name)
+            .count()
+    }
+
+    fn thread_names(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let names = tasks
+            .flatten()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.map(|name| name.trim().to_owned()).collect()
     }
 
     /// Kills it, and waits until it is gone.
@@ -69,14 +136,7 @@ impl Agent {
 
     /// A relay to it that has shaken hands.
     pub(crate) fn connect(&self) -> Relay {
-        let mut process = Command::new("nsenter")
-            .arg(format!("--mount=/proc/{}/ns/mnt", self.pid()))
-            .arg(sidecar())
-            .arg("relay")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut process = self.relay(&[]);
         let stdin = process.stdin.take().unwrap();
         let mut stdout = process.stdout.take().unwrap();
         let (sender, messages) = channel();

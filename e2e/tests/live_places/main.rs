@@ -13,6 +13,7 @@ mod left_armed;
 #[path = "../live/mod.rs"]
 mod live;
 mod places;
+mod reading;
 mod refusals;
 mod seccomp;
 mod sidecars;

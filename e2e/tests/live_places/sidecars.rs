@@ -77,6 +77,11 @@ impl Sidecar {
         Self { through }
     }
 
+    /// Whether it is in the PID namespace of its target.
+    pub(crate) fn is_beside(&self) -> bool {
+        self.through.first().is_some_and(|word| word == "nsenter")
+    }
+
     /// The command, with its binary open: where that lies, another user may not go.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("sh");
