@@ -1,4 +1,5 @@
 //! An agent without a cluster: its socket lies in a mount namespace of its own, and a relay leads to it as an exec would.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{Read as _, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};

@@ -11,7 +11,6 @@
 )]
 
 #[path = "../live_once/agent.rs"]
-#[allow(dead_code, reason = "a part of it is used here")]
 mod agent;
 mod hostile;
 #[path = "../live/mod.rs"]
