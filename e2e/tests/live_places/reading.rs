@@ -92,7 +92,7 @@ fn everybody_reads_under_what_a_container_is_under(python: Python) {
         assert!(
             listed
                 .into_iter()
-                .any(|process| process["pid"].to_string() == pid),
+                .any(|process| process["pid"].as_i64() == pid.parse().ok()),
             "{}",
             processes.document
         );
