@@ -128,7 +128,8 @@ fn hello() -> Vec<u8> {
 
 /// How many of so many connections of another program were answered.
 fn answered(agent: &Agent, user: u32, count: u32) -> u32 {
-    let text: String = hello().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = |text: String, byte: &u8| format!("{text}{byte:02x}");
+    let text = hello().iter().fold(String::new(), hex);
     let program = CONNECT
         .replace("COUNT", &count.to_string())
         .replace("HELLO", &text);
