@@ -6,6 +6,7 @@
 mod actions;
 mod confinement;
 mod expect;
+mod fleet;
 mod interruptions;
 mod once;
 mod outages;
