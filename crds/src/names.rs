@@ -53,6 +53,10 @@ pub mod env {
     pub const SIDECAR_PULL_POLICY: &str = "SIDEWINDER_SIDECAR_PULL_POLICY";
     /// Where script output and values of local variables go: `Secret` (default) or `Status`.
     pub const RESULTS_SENSITIVE: &str = "SIDEWINDER_RESULTS_SENSITIVE";
+    /// The largest result of one process, in bytes of JSON (default 16777216).
+    pub const RESULT_MAX_BYTES: &str = "SIDEWINDER_RESULT_MAX_BYTES";
+    /// What results may take of the operator's memory, all sessions together, in bytes (default 134217728).
+    pub const RESULT_MEMORY_BYTES: &str = "SIDEWINDER_RESULT_MEMORY_BYTES";
     /// After how many idle seconds an agent exits (default 1800).
     pub const AGENT_IDLE_SECONDS: &str = "SIDEWINDER_AGENT_IDLE_SECONDS";
     /// How many sidecars one pod may carry (default 32).

@@ -242,6 +242,8 @@ fn the_operator_passes_restricted() {
 fn the_operator_is_told_every_setting_by_its_name() {
     let objects = objects(&[
         "results.sensitive=Status",
+        "results.maxBytes=1048576",
+        "results.memoryBytes=268435456",
         "sidecar.agentIdleSeconds=86400",
         "maxConcurrent=1000",
         "watchNamespace=shop",
@@ -255,6 +257,8 @@ fn the_operator_is_told_every_setting_by_its_name() {
     let container = operator_container(&objects);
     for (name, value) in [
         (names::env::RESULTS_SENSITIVE, "Status"),
+        (names::env::RESULT_MAX_BYTES, "1048576"),
+        (names::env::RESULT_MEMORY_BYTES, "268435456"),
         (names::env::AGENT_IDLE_SECONDS, "86400"),
         (names::env::MAX_CONCURRENT, "1000"),
         (names::env::WATCH_NAMESPACE, "shop"),
@@ -274,7 +278,7 @@ fn the_operator_is_told_every_setting_by_its_name() {
         .map(|entry| entry["name"].as_str().unwrap())
         .collect();
     assert!(given.contains(names::env::POD_NAME) && given.contains(names::env::POD_NAMESPACE));
-    assert_eq!(given.len(), 13, "{given:?}");
+    assert_eq!(given.len(), 15, "{given:?}");
 }
 
 #[test]
@@ -390,6 +394,8 @@ fn without_policies_the_notes_warn() {
 fn wrong_values_are_refused_by_name() {
     for (setting, named) in [
         ("results.sensitive=Nowhere", "/results/sensitive"),
+        ("results.maxBytes=1000", "/results/maxBytes"),
+        ("results.memoryBytes=1000", "/results/memoryBytes"),
         ("maxConcurrent=0", "/maxConcurrent"),
         (
             "sidecar.agentIdleSeconds=86401",

@@ -58,7 +58,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let events = Events::new(client.clone(), &identity);
     let context = Arc::new(Context {
         client: client.clone(),
-        pool: Pool::new(PodExec::new(client.clone()), metrics.traffic.clone()),
+        pool: Pool::new(PodExec::new(client.clone()), metrics.traffic.clone())
+            .within(args.budget()),
         settings: args.settings(),
         metrics: metrics.clone(),
         events: events.clone(),

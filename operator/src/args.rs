@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use clap::{ArgAction, Parser, ValueEnum};
 use sidewinder_crds::names::{NAMESPACE, env};
+use sidewinder_model::wire::MAX_PAYLOAD_BYTES;
 
 use crate::inject::{MAX_SIDECARS, SidecarImage, WARN_SIDECARS};
+use crate::relay::budget::{Budget, DEFAULT_BYTES};
 use crate::session::Settings;
 use crate::session::result::Sensitive;
+use crate::session::result::spill::{DOCUMENT_BYTES, MIN_DOCUMENT_BYTES};
 
 /// The controller of `DebugSession`s.
 #[derive(Clone, Debug, Parser)]
@@ -22,6 +25,12 @@ pub struct Args {
     /// Where script output and values of local variables may appear.
     #[arg(long, env = env::RESULTS_SENSITIVE, default_value = "Secret")]
     pub results_sensitive: SensitiveResults,
+    /// The largest result of one process, in bytes of JSON; what is larger is cut.
+    #[arg(long, env = env::RESULT_MAX_BYTES, default_value_t = DOCUMENT_BYTES as u64, value_parser = clap::value_parser!(u64).range(MIN_DOCUMENT_BYTES as u64..=MAX_PAYLOAD_BYTES as u64))]
+    pub result_max_bytes: u64,
+    /// What results may take of the operator's memory, all sessions together, in bytes; large ones wait for each other.
+    #[arg(long, env = env::RESULT_MEMORY_BYTES, default_value_t = DEFAULT_BYTES as u64, value_parser = clap::value_parser!(u64).range(MAX_PAYLOAD_BYTES as u64..=1 << 40))]
+    pub result_memory_bytes: u64,
     /// After how many idle seconds an agent exits.
     #[arg(long, env = env::AGENT_IDLE_SECONDS, default_value_t = 1800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub agent_idle_seconds: u32,
@@ -116,8 +125,14 @@ impl Args {
                 SensitiveResults::Secret => Sensitive::Secret,
                 SensitiveResults::Status => Sensitive::Status,
             },
+            result_max_bytes: usize::try_from(self.result_max_bytes).unwrap_or(usize::MAX),
             max_concurrent: usize::from(self.max_concurrent),
         }
+    }
+
+    /// The memory that is there for results.
+    pub fn budget(&self) -> Budget {
+        Budget::new(usize::try_from(self.result_memory_bytes).unwrap_or(usize::MAX))
     }
 
     /// What this replica is called. Two replicas of one name would both lead.
@@ -148,6 +163,8 @@ mod tests {
         assert_eq!(settings.sidecar.warn_per_pod, 24);
         assert_eq!(settings.sensitive, Sensitive::Secret);
         assert_eq!(settings.max_concurrent, 64);
+        assert_eq!(settings.result_max_bytes, 16 * 1024 * 1024);
+        assert_eq!(args.budget().bytes(), 128 * 1024 * 1024);
         assert!(args.leader_election);
         assert!(parse(&[]).is_err());
     }
@@ -162,6 +179,8 @@ mod tests {
             ["--sidecars-per-pod", "1000"],
             ["--sidecars-warning", "many"],
             ["--max-concurrent", "0"],
+            ["--result-max-bytes", "65535"],
+            ["--result-memory-bytes", "1048576"],
             ["--http-address", "8080"],
             ["--leader-election", "perhaps"],
         ] {

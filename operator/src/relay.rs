@@ -4,21 +4,26 @@
 //! agent that is silent for [`SILENCE_LIMIT`] counts as gone, so no request waits for ever on a dead line.
 //! [`pool::Pool`] keeps streams open between requests, and [`connect`] opens them through `pods/exec`.
 
+pub mod budget;
 pub mod connect;
 pub mod frame;
+mod incoming;
 pub mod pool;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sidewinder_model::{Outcome, PROTOCOL, Reason, Request, ScriptEnd, ToAgent, ToOperator};
+use sidewinder_model::{PROTOCOL, Reason, Request, ScriptEnd, ToAgent, ToOperator};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::budget::{Budget, Delivered};
+use self::frame::FrameError;
+use self::incoming::Incoming;
 use crate::metrics::Traffic;
 
 /// How long the handshake may take. The relay itself gives up on an absent agent after 10 s and says so.
@@ -89,7 +94,7 @@ pub enum Reply {
     /// The request is known and running.
     Accepted,
     /// It has ended.
-    Finished(Box<Outcome>),
+    Finished(Delivered),
     /// It was not begun and will not be.
     Refused {
         /// Why.
@@ -195,7 +200,11 @@ impl Agent {
     /// # Errors
     /// When the relay ends (its stderr is quoted), answers something else, speaks another protocol, or says nothing
     /// within [`HANDSHAKE_LIMIT`].
-    pub async fn open(streams: Streams, traffic: Traffic) -> Result<Self, RelayError> {
+    pub async fn open(
+        streams: Streams,
+        traffic: Traffic,
+        budget: Budget,
+    ) -> Result<Self, RelayError> {
         let Streams {
             mut stdin,
             mut stdout,
@@ -218,7 +227,8 @@ impl Agent {
                 .await
                 .map_err(|error| RelayError::Ended(format!(": {}", describe(&error))))?;
             loop {
-                match frame::read::<_, ToOperator>(&mut stdout, |_| ()).await {
+                let said = frame::read::<_, Incoming>(&mut stdout, &budget, |_| ()).await;
+                match said.map(|received| received.map(|received| received.message.0)) {
                     Ok(Some(ToOperator::Hello {
                         protocol,
                         version,
@@ -277,7 +287,7 @@ impl Agent {
         tasks.spawn(receive_all(
             stdout,
             Arc::clone(&shared),
-            traffic,
+            (traffic, budget),
             words,
             stderr_ended,
             guard,
@@ -455,7 +465,7 @@ async fn watch(outbox: mpsc::Sender<Vec<u8>>, shared: Arc<Shared>) {
 async fn receive_all(
     mut stdout: Box<dyn AsyncRead + Send + Unpin>,
     shared: Arc<Shared>,
-    traffic: Traffic,
+    (traffic, budget): (Traffic, Budget),
     words: Arc<Mutex<Vec<u8>>>,
     stderr_ended: CancellationToken,
     guard: Box<dyn std::any::Any + Send + Sync>,
@@ -463,16 +473,21 @@ async fn receive_all(
     let closed = shared.closed.clone();
     let receive = async {
         loop {
-            let message = frame::read::<_, ToOperator>(&mut stdout, |count| {
+            let received = frame::read::<_, Incoming>(&mut stdout, &budget, |count| {
                 traffic.received.inc_by(count as u64);
                 shared.state().last_heard = Some(Instant::now());
             })
             .await;
+            let (message, share) = match received {
+                Ok(Some(received)) => (Ok(Some(received.message.0)), received.share),
+                Ok(None) => (Ok(None), None),
+                Err(error) => (Err(error), None),
+            };
             let (id, reply) = match message {
                 Ok(Some(ToOperator::Accepted { id })) => (id, Reply::Accepted),
                 Ok(Some(ToOperator::Finished { outcome })) => {
-                    let outcome = Arc::unwrap_or_clone(outcome);
-                    (outcome.id.clone(), Reply::Finished(Box::new(outcome)))
+                    let outcome = Delivered::new(Arc::unwrap_or_clone(outcome), share);
+                    (outcome.id.clone(), Reply::Finished(outcome))
                 }
                 Ok(Some(ToOperator::Refused {
                     id,
@@ -486,6 +501,10 @@ async fn receive_all(
                 Ok(None) => {
                     break with_stderr(RelayError::Ended(String::new()), &words, &stderr_ended)
                         .await;
+                }
+                // The agent keeps it; whoever asks again waits again.
+                Err(error @ FrameError::Busy(_)) => {
+                    break RelayError::Unavailable(describe(&error));
                 }
                 Err(error) => break RelayError::Broken(describe(&error)),
             };

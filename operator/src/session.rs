@@ -11,6 +11,7 @@ mod finished;
 pub mod observe;
 pub mod plan;
 pub mod result;
+pub mod store;
 mod supervisor;
 pub mod targets;
 
@@ -40,6 +41,8 @@ pub struct Settings {
     pub sidecar: SidecarImage,
     /// Where script output and values may appear.
     pub sensitive: Sensitive,
+    /// The largest result of one process, in bytes of JSON.
+    pub result_max_bytes: usize,
     /// How many sessions are worked on at once.
     pub max_concurrent: usize,
 }

@@ -158,6 +158,13 @@ impl FakeApi {
             .collect()
     }
 
+    /// How many requests of any method named this path's last word.
+    pub(crate) fn requests_of(&self, kind: &str) -> usize {
+        let store = self.store();
+        let named = |made: &&Made| made.path.split('/').any(|word| word == kind);
+        store.made.iter().filter(named).count()
+    }
+
     /// Refuses the next request of this kind.
     pub(crate) fn refuse(
         &self,

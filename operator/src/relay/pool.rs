@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::budget::Budget;
 use super::connect::{Connect, Endpoint};
 use super::{Agent, RelayError};
 use crate::metrics::Traffic;
@@ -22,7 +23,15 @@ type Slot = Arc<tokio::sync::Mutex<Option<Arc<Agent>>>>;
 pub struct Pool<C> {
     connector: C,
     traffic: Traffic,
+    budget: Budget,
     slots: Mutex<HashMap<Key, Slot>>,
+}
+
+impl<C> Pool<C> {
+    /// The memory that is there for what agents answer.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
 }
 
 impl<C: Connect> Pool<C> {
@@ -31,8 +40,16 @@ impl<C: Connect> Pool<C> {
         Self {
             connector,
             traffic,
+            budget: Budget::default(),
             slots: Mutex::default(),
         }
+    }
+
+    /// The same pool with another budget for what agents answer.
+    #[must_use]
+    pub fn within(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
     }
 
     pub(super) fn slots(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
@@ -52,7 +69,8 @@ impl<C: Connect> Pool<C> {
         }
         *open = None;
         let streams = self.connector.connect(endpoint).await?;
-        let agent = Arc::new(Agent::open(streams, self.traffic.clone()).await?);
+        let agent =
+            Arc::new(Agent::open(streams, self.traffic.clone(), self.budget.clone()).await?);
         *open = Some(Arc::clone(&agent));
         Ok(agent)
     }

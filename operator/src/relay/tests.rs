@@ -1,6 +1,6 @@
 //! The stream, against an agent that is played in memory.
 
-use sidewinder_model::{Action, TargetOutcome};
+use sidewinder_model::{Action, Outcome, TargetOutcome};
 use tokio::io::{AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
 use super::connect::{Connect, Endpoint};
@@ -38,7 +38,9 @@ impl Peer {
 
     async fn next(&mut self) -> Option<ToAgent> {
         loop {
-            match frame::read(&mut self.from_operator, |_| ()).await.unwrap() {
+            let budget = Budget::default();
+            let read = frame::read(&mut self.from_operator, &budget, |_| ());
+            match read.await.unwrap().map(|received| received.message) {
                 Some(ToAgent::Ping) => self.send(&ToOperator::Pong).await,
                 other => return other,
             }
@@ -85,7 +87,7 @@ impl Peer {
 async fn open() -> (Agent, Peer) {
     let (streams, mut peer) = Peer::pair();
     let (agent, ()) = tokio::join!(
-        Agent::open(streams, Traffic::default()),
+        Agent::open(streams, Traffic::default(), Budget::default()),
         peer.greet("instance-1")
     );
     (agent.unwrap(), peer)
@@ -137,7 +139,7 @@ async fn requests_overlap_and_each_gets_its_own_answer() {
         assert_eq!(replies.next().await, Ok(Reply::Accepted));
         assert_eq!(
             replies.next().await,
-            Ok(Reply::Finished(Box::new(outcome(id, &id.repeat(200_000)))))
+            Ok(Reply::Finished(outcome(id, &id.repeat(200_000)).into()))
         );
     }
     assert!(!agent.is_busy());
@@ -235,7 +237,7 @@ async fn a_stream_cut_inside_an_answer_is_no_answer() {
 async fn a_relay_that_ends_is_quoted() {
     let (streams, peer) = Peer::pair();
     let (opened, ()) = tokio::join!(
-        Agent::open(streams, Traffic::default()),
+        Agent::open(streams, Traffic::default(), Budget::default()),
         peer.hang_up("sidewinder-sidecar: no agent answers at /run/sidewinder/agent.sock\n")
     );
     let Err(RelayError::Ended(words)) = opened else {
@@ -255,15 +257,18 @@ async fn a_relay_that_ends_is_quoted() {
 #[tokio::test]
 async fn another_protocol_is_named() {
     let (streams, mut peer) = Peer::pair();
-    let (opened, ()) = tokio::join!(Agent::open(streams, Traffic::default()), async {
-        peer.next().await;
-        peer.send(&ToOperator::Hello {
-            protocol: PROTOCOL + 1,
-            version: "9.0.0".into(),
-            instance: "i".into(),
-        })
-        .await;
-    });
+    let (opened, ()) = tokio::join!(
+        Agent::open(streams, Traffic::default(), Budget::default()),
+        async {
+            peer.next().await;
+            peer.send(&ToOperator::Hello {
+                protocol: PROTOCOL + 1,
+                version: "9.0.0".into(),
+                instance: "i".into(),
+            })
+            .await;
+        }
+    );
     assert_eq!(
         opened.unwrap_err(),
         RelayError::Version {
@@ -277,7 +282,9 @@ async fn another_protocol_is_named() {
 async fn an_agent_that_never_greets_is_given_up() {
     let (streams, _peer) = Peer::pair();
     assert_eq!(
-        Agent::open(streams, Traffic::default()).await.unwrap_err(),
+        Agent::open(streams, Traffic::default(), Budget::default())
+            .await
+            .unwrap_err(),
         RelayError::Silent(HANDSHAKE_LIMIT)
     );
 }
@@ -310,7 +317,7 @@ async fn an_agent_that_answers_pings_may_work_for_long() {
         .await;
     };
     let (reply, ()) = tokio::join!(replies.next(), play);
-    assert_eq!(reply, Ok(Reply::Finished(Box::new(outcome("a", "late")))));
+    assert_eq!(reply, Ok(Reply::Finished(outcome("a", "late").into())));
 }
 
 /// Hands out streams whose other ends wait in a list.

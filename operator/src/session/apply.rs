@@ -1,9 +1,11 @@
 //! Writes. Each may happen twice.
 
+use axum::http::HeaderValue;
+use axum::http::header::ACCEPT;
 use k8s_openapi::api::core::v1::{EphemeralContainer, Pod, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::Status;
-use kube::{Client, ResourceExt};
+use kube::core::{PartialObjectMeta, Request, Status};
+use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use sidewinder_crds::names::FIELD_MANAGER;
 use sidewinder_crds::{DebugSession, DebugSessionStatus};
@@ -216,20 +218,40 @@ pub async fn status(
     }
 }
 
+/// The answer to a create, without what was sent.
+const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+
 /// Creates a Secret whose name says what is in it: one that exists already is the same.
 ///
 /// # Errors
 /// When the API server refuses it.
-pub async fn secret(client: &Client, secret: &Secret) -> Result<(), Error> {
+pub async fn secret(client: &Client, secret: Secret) -> Result<(), Error> {
     let namespace = secret.namespace().unwrap_or_default();
-    let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let name = secret.name_any();
     let params = PostParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PostParams::default()
     };
+    let url = Secret::url_path(&(), Some(&namespace));
+    let body = serde_json::to_vec(&secret)
+        .map_err(kube::Error::SerdeError)
+        .map_err(|source| Error::Kube {
+            what: format!("write Secret {namespace}/{name} as JSON"),
+            source: Box::new(source),
+        })?;
+    // A part is up to 768 KiB, and stands in the body already.
+    drop(secret);
     let answer = patiently(
-        || format!("create Secret {namespace}/{}", secret.name_any()),
-        || api.create(&params, secret),
+        || format!("create Secret {namespace}/{name}"),
+        || async {
+            let mut request = Request::new(&url)
+                .create(&params, body.clone())
+                .map_err(kube::Error::BuildRequest)?;
+            request
+                .headers_mut()
+                .insert(ACCEPT, HeaderValue::from_static(METADATA_ONLY));
+            client.request::<PartialObjectMeta<Secret>>(request).await
+        },
     )
     .await;
     match answer {

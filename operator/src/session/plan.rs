@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use sidewinder_crds::{AttachedAs, DebugSession, Phase, TargetStatus, conditions};
-use sidewinder_model::{Outcome, Reason, Request};
+use sidewinder_model::{Reason, Request};
 
 use self::conclude::conclude;
 use self::enter::enter;
@@ -32,6 +32,7 @@ use self::target::enterable;
 pub use self::way::{Way, refused_ways};
 use crate::inject::{Refusal, SidecarImage};
 use crate::relay::RelayError;
+use crate::relay::budget::Delivered;
 
 /// How long a pod or container that does not run yet is waited for, from the session's start.
 pub const POD_LIMIT: Duration = Duration::from_mins(1);
@@ -97,7 +98,7 @@ pub struct Link {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// The agent finished it.
-    Finished(Box<Outcome>),
+    Finished(Delivered),
     /// The agent did not begin it.
     Refused(Refusal),
     /// The agent did not answer in time, or did not confirm a cancellation.
@@ -191,7 +192,7 @@ pub struct End {
     /// The reason in a sentence.
     pub message: String,
     /// What the agent answered.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<Delivered>,
     /// Whether code may have been armed in the target and nobody can tell.
     pub maybe_armed: bool,
 }

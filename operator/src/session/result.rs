@@ -2,6 +2,7 @@
 
 pub mod clip;
 mod entry;
+mod fit;
 mod fleet;
 pub mod spill;
 
@@ -10,23 +11,22 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use serde::Serialize;
 use sidewinder_crds::conditions::{self, Observation, whole_seconds};
 use sidewinder_crds::{
     DebugSession, DebugSessionStatus, DisarmState, Phase, SessionAction, TargetStatus,
 };
-use sidewinder_model::{MAX_SUMMARY_CHARS, Reason, TargetOutcome};
+use sidewinder_model::{MAX_SUMMARY_CHARS, Outcome, Reason, TargetOutcome};
 
 use self::clip::one_line;
-use self::entry::{drop_data, drop_text, entry};
+use self::entry::entry;
+pub use self::fit::{fit, fit_stored};
 use super::plan::{End, Intent};
+use crate::relay::budget::Delivered;
 
 /// The largest `text`, `stdout`, `stderr` or `data` in a status, in bytes.
 pub const FIELD_BYTES: usize = 16 * 1024;
 /// The largest status, in bytes of JSON.
 pub const STATUS_BYTES: usize = 256 * 1024;
-/// What a `result` with its parts adds to an entry that has none yet, in bytes of JSON.
-const RESULT_BYTES: usize = 700;
 /// The most entries of `targets`.
 pub const MAX_TARGETS: usize = 256;
 /// The longest `message` and `command` of a target, in characters.
@@ -48,11 +48,47 @@ pub struct Entry {
     /// What stands in the status.
     pub status: TargetStatus,
     /// The whole outcome; gone when it has been stored, and for what was read from a status.
-    pub outcome: Option<TargetOutcome>,
+    pub outcome: Option<Whole>,
     /// Whether something was cut or kept from `status` that is not stored yet.
     pub to_store: bool,
     /// Why the outcome could not be stored.
     pub not_stored: Option<String>,
+}
+
+/// The whole outcome of one process, for as long as it may have to be stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Whole {
+    /// What the agent answered.
+    pub outcome: Delivered,
+    /// Which of its answers it is.
+    pub place: usize,
+}
+
+impl Whole {
+    /// The answer at `place`. One that stands in the status as it is does not hold the memory that a large message took,
+    /// which is given back once the others of the message are stored.
+    fn new(outcome: &Delivered, place: usize, target: &TargetOutcome, cut: bool) -> Self {
+        if cut || !outcome.is_large() {
+            return Self {
+                outcome: outcome.clone(),
+                place,
+            };
+        }
+        Self {
+            outcome: Delivered::from(Outcome {
+                targets: vec![target.clone()],
+                ..Outcome::default()
+            }),
+            place: 0,
+        }
+    }
+
+    fn reason(&self) -> Option<Reason> {
+        self.outcome
+            .targets
+            .get(self.place)
+            .map(|target| target.reason)
+    }
 }
 
 /// How far the work on a pod got.
@@ -98,24 +134,21 @@ impl PodEnd {
         sensitive: Sensitive,
     ) -> Self {
         let runs_code = session.spec.action().is_some_and(SessionAction::runs_code);
-        let outcomes = end
-            .outcome
-            .map(|outcome| outcome.targets)
-            .unwrap_or_default();
-        let answered = !outcomes.is_empty();
+        let delivered = end.outcome.unwrap_or_else(|| Outcome::default().into());
+        let answered = !delivered.targets.is_empty();
         let mut entries = Vec::new();
-        for outcome in outcomes.into_iter().take(MAX_TARGETS) {
-            let (status, cut) = entry(known, &outcome, runs_code, sensitive);
+        for (place, outcome) in delivered.targets.iter().take(MAX_TARGETS).enumerate() {
+            let (status, cut) = entry(known, outcome, runs_code, sensitive);
             entries.push(Entry {
                 status,
-                outcome: Some(outcome),
+                outcome: Some(Whole::new(&delivered, place, outcome, cut)),
                 to_store: cut,
                 not_stored: None,
             });
         }
         let reasons: Vec<_> = entries
             .iter()
-            .filter_map(|entry| Some((entry.status.pid, entry.outcome.as_ref()?.reason)))
+            .filter_map(|entry| Some((entry.status.pid, entry.outcome.as_ref()?.reason()?)))
             .collect();
         let first = entries
             .first()
@@ -382,45 +415,6 @@ fn disarmed(pods: &[PodEnd]) -> (bool, Reason, String) {
     (state != Reason::StillArmed, state, sentence.to_owned())
 }
 
-/// Makes a status with `entries` fit: later targets lose `data`, then `text`, and are to be stored. `base` is the status
-/// without its targets.
-pub fn fit(base: &DebugSessionStatus, entries: &mut [&mut Entry]) {
-    let bytes = |entry: &Entry| {
-        let result = usize::from(entry.to_store) * RESULT_BYTES;
-        json_bytes(&entry.status) + result + 1
-    };
-    let whole = |entries: &[&mut Entry]| -> usize {
-        let targets: usize = entries.iter().map(|entry| bytes(entry)).sum();
-        json_bytes(base).saturating_add(targets)
-    };
-    let mut size = whole(entries);
-    for drop in [drop_data, drop_text] {
-        for entry in entries.iter_mut().rev() {
-            if size <= STATUS_BYTES {
-                return;
-            }
-            let before = bytes(entry);
-            let clipped = entry.status.clipped.clone();
-            drop(&mut entry.status);
-            if entry.status.clipped != clipped && entry.outcome.is_some() {
-                entry.to_store = true;
-            }
-            size = size.saturating_sub(before).saturating_add(bytes(entry));
-        }
-    }
-    // Many processes with long words: what remains is cut short, so that reason and summary stay.
-    for chars in [256, 64] {
-        if whole(entries) <= STATUS_BYTES {
-            return;
-        }
-        for entry in entries.iter_mut() {
-            let target = &mut entry.status;
-            target.message = target.message.take().map(|text| one_line(&text, chars));
-            target.command = target.command.take().map(|text| one_line(&text, chars));
-        }
-    }
-}
-
 /// Adds the entries, and where the results are.
 pub fn seal(
     mut finished: Finished,
@@ -461,10 +455,6 @@ pub fn seal(
         .take(MAX_TARGETS)
         .collect();
     finished.status
-}
-
-fn json_bytes<T: Serialize>(value: &T) -> usize {
-    serde_json::to_vec(value).map_or(usize::MAX, |bytes| bytes.len())
 }
 
 /// Reasons that say what was asked for cannot be done at all.

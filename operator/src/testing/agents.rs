@@ -7,6 +7,7 @@ use sidewinder_model::{
 };
 use tokio::io::AsyncWriteExt as _;
 
+use crate::relay::budget::Budget;
 use crate::relay::connect::{Connect, Endpoint};
 use crate::relay::{RelayError, Streams, frame};
 
@@ -74,7 +75,11 @@ impl Connect for Agents {
         let (mut from, mut to) = tokio::io::split(theirs);
         let agents = self.clone();
         tokio::spawn(async move {
-            while let Ok(Some(message)) = frame::read::<_, ToAgent>(&mut from, |_| ()).await {
+            let budget = Budget::default();
+            while let Ok(Some(received)) =
+                frame::read::<_, ToAgent>(&mut from, &budget, |_| ()).await
+            {
+                let message = received.message;
                 if !matches!(message, ToAgent::Ping) {
                     agents.heard().push(message.clone());
                 }

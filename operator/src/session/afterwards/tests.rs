@@ -50,6 +50,7 @@ fn world(agents: &Agents, pids: &[i32]) -> World {
             settings: Settings {
                 sidecar: sidecar(),
                 sensitive: Sensitive::Secret,
+                result_max_bytes: 16 << 20,
                 max_concurrent: 1,
             },
             metrics: Metrics::new(),

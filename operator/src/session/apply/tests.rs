@@ -174,9 +174,9 @@ async fn a_secret_stored_twice_is_stored_once_and_a_refusal_is_told() {
     let mut wanted = Secret::default();
     wanted.metadata.name = Some("why-1".into());
     wanted.metadata.namespace = Some("shop".into());
-    secret(&client, &wanted).await.unwrap();
-    secret(&client, &wanted).await.unwrap();
+    secret(&client, wanted.clone()).await.unwrap();
+    secret(&client, wanted.clone()).await.unwrap();
     api.refuse(Method::POST, "secrets", "", 403, "quota exceeded");
-    let error = secret(&client, &wanted).await.unwrap_err();
+    let error = secret(&client, wanted).await.unwrap_err();
     assert_eq!(error.api().unwrap().message, "quota exceeded");
 }

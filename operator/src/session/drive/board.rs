@@ -17,11 +17,11 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{Flow, Outcome, Signal, Target, target_words};
-use crate::error::Error;
+use crate::error::{Error, describe};
 use crate::relay::Agent;
 use crate::session::apply::{self, Written};
-use crate::session::result::spill::Document;
 use crate::session::result::{self, Entry, Finished, PodEnd, Reached};
+use crate::session::store::store;
 use crate::session::{Context, observe};
 
 /// How often what several pods show is written, where nothing waits for it.
@@ -186,6 +186,10 @@ impl<'a, C> Board<'a, C> {
         }
         self.store(&sheet.session, entries.iter_mut().flat_map(Shown::entries))
             .await;
+        {
+            let mut all: Vec<&mut Entry> = entries.iter_mut().flat_map(Shown::entries).collect();
+            result::fit_stored(&status, &mut all);
+        }
         status.targets = entries
             .iter_mut()
             .flat_map(Shown::entries)
@@ -242,6 +246,11 @@ impl<'a, C> Board<'a, C> {
             ends.iter_mut().flat_map(|end| &mut end.entries),
         )
         .await;
+        {
+            let mut all: Vec<&mut Entry> =
+                ends.iter_mut().flat_map(|end| &mut end.entries).collect();
+            result::fit_stored(&finished.status, &mut all);
+        }
         let generation = sheet.session.metadata.generation;
         finished.status = result::seal(finished.clone(), &ends, generation, now);
         if sheet.left_to_another {
@@ -295,28 +304,18 @@ impl<'a, C> Board<'a, C> {
             let Some(outcome) = entry.outcome.take() else {
                 continue;
             };
-            let document = Document::of(&outcome);
-            self.context.metrics.result_bytes.observe(f64::from(
-                u32::try_from(document.json.len()).unwrap_or(u32::MAX),
-            ));
-            let (secrets, reference) = match document.secrets(session) {
-                Ok(stored) => stored,
-                Err(error) => {
-                    entry.not_stored = Some(error.to_string());
-                    continue;
+            let context = self.context;
+            let limit = context.settings.result_max_bytes;
+            let budget = context.pool.budget();
+            match store(&context.client, session, &outcome, limit, budget).await {
+                Ok(reference) => {
+                    let size = u32::try_from(reference.size_bytes).unwrap_or(u32::MAX);
+                    context.metrics.result_bytes.observe(f64::from(size));
+                    entry.status.result = Some(reference);
                 }
-            };
-            entry.status.result = Some(reference);
-            for secret in &secrets {
-                if let Err(error) = apply::secret(&self.context.client, secret).await {
-                    warn!(%error, "a result could not be stored");
-                    entry.status.result = None;
-                    entry.not_stored = Some(
-                        error
-                            .api()
-                            .map_or_else(|| error.to_string(), |status| status.message.clone()),
-                    );
-                    break;
+                Err(error) => {
+                    warn!(error = %describe(&error), "a result could not be stored");
+                    entry.not_stored = Some(error.words());
                 }
             }
         }

@@ -38,6 +38,7 @@ fn world(agents: &Agents, pod: &Pod, session: &DebugSession) -> World {
         settings: Settings {
             sidecar: sidecar(),
             sensitive: Sensitive::Secret,
+            result_max_bytes: 16 << 20,
             max_concurrent: 1,
         },
         metrics: Metrics::new(),

@@ -55,7 +55,7 @@ pub(super) fn conclude(
             Step::End(Box::new(End {
                 reason: Reason::InternalError,
                 message: "the agent answered for no process".into(),
-                outcome: Some(outcome.as_ref().clone()),
+                outcome: Some(outcome.clone()),
                 maybe_armed: false,
             }))
         }

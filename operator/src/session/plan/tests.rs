@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use sidewinder_model::{Action, TargetOutcome};
+use sidewinder_model::{Action, Outcome, TargetOutcome};
 
 use super::*;
 use crate::inject;
@@ -569,7 +569,7 @@ fn cancelling_ends_what_was_not_begun_and_stops_what_was() {
 }
 
 fn denied(reason: Reason, disarmed: Option<bool>) -> Answer {
-    Answer::Finished(Box::new(Outcome {
+    Answer::Finished(Delivered::from(Outcome {
         targets: vec![TargetOutcome {
             disarmed,
             ..TargetOutcome::failed(reason, "yama.ptrace_scope is 1")

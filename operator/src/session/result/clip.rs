@@ -1,24 +1,74 @@
 //! Cutting text that somebody else chose.
 
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
 /// What is kept from the end of a text that is cut, in bytes.
 const TAIL_BYTES: usize = 4 * 1024;
 
 /// `text`, or its beginning and end around a line that says how many bytes are left out: never more than `limit`
 /// bytes, and cut between characters. `limit` should be well above [`TAIL_BYTES`].
 pub fn clip_text(text: &str, limit: usize) -> String {
-    if text.len() <= limit {
-        return text.to_owned();
+    Clipped::new(text, limit).to_string()
+}
+
+/// A text as [`clip_text`] cuts it, written from where it stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clipped<'a> {
+    head: &'a str,
+    left_out: usize,
+    tail: &'a str,
+}
+
+impl<'a> Clipped<'a> {
+    pub(super) fn new(text: &'a str, limit: usize) -> Self {
+        let whole = Self {
+            head: text,
+            left_out: 0,
+            tail: "",
+        };
+        if text.len() <= limit {
+            return whole;
+        }
+        // The number has at most as many digits as the length.
+        let line = Self {
+            head: "",
+            left_out: text.len(),
+            tail: "",
+        };
+        let room = limit.saturating_sub(line.to_string().len());
+        let tail = TAIL_BYTES.min(room / 2);
+        let head = text.floor_char_boundary(room - tail);
+        let tail = text.ceil_char_boundary(text.len() - tail);
+        match (text.get(..head), text.get(tail..)) {
+            (Some(first), Some(last)) => Self {
+                head: first,
+                left_out: tail - head,
+                tail: last,
+            },
+            _ => Self { head: "", ..whole },
+        }
     }
-    // The number has at most as many digits as the length.
-    let line = |left_out: usize| format!("\n… {left_out} bytes left out …\n");
-    let room = limit.saturating_sub(line(text.len()).len());
-    let tail = TAIL_BYTES.min(room / 2);
-    let head = text.floor_char_boundary(room - tail);
-    let tail = text.ceil_char_boundary(text.len() - tail);
-    let (Some(first), Some(last)) = (text.get(..head), text.get(tail..)) else {
-        return String::new();
-    };
-    format!("{first}{}{last}", line(tail - head))
+}
+
+impl fmt::Display for Clipped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.head)?;
+        if self.left_out > 0 {
+            write!(f, "\n… {} bytes left out …\n", self.left_out)?;
+        }
+        f.write_str(self.tail)
+    }
+}
+
+impl Serialize for Clipped<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.left_out == 0 {
+            return serializer.serialize_str(self.head);
+        }
+        serializer.collect_str(self)
+    }
 }
 
 /// `text` as one line of at most `chars` characters, without control characters.

@@ -6,11 +6,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use sidewinder_crds::{DisarmState, ExecStatus, ScriptException, TargetStatus};
-use sidewinder_model::{Data, ExecOutcome, MAX_SUMMARY_CHARS, Reason, TargetOutcome};
+use sidewinder_model::{
+    Data, ExecOutcome, Frame, MAX_SUMMARY_CHARS, ProcessList, Reason, Stacks, TargetOutcome, Tasks,
+};
 
 use super::clip::{clip_text, one_line};
-use super::{FIELD_BYTES, MESSAGE_CHARS, Sensitive, json_bytes, phase, readable};
+use super::spill::json_bytes;
+use super::{FIELD_BYTES, MESSAGE_CHARS, Sensitive, phase, readable};
+
+/// The largest document that is looked at without the values that are not for the status.
+const WITHOUT_VALUES_BYTES: usize = 16 * FIELD_BYTES;
+/// How many names a list has at most, and how many characters each of them.
+const MAX_NAMES: usize = 64;
+const NAME_CHARS: usize = 128;
 
 /// One target's entry, and whether anything was cut or kept from it.
 pub(super) fn entry(
@@ -23,14 +33,18 @@ pub(super) fn entry(
     let silent =
         matches!(outcome.data, Some(Data::Exec(_))) && outcome.reason == Reason::TargetBlocked;
     let withhold = runs_code && sensitive == Sensitive::Secret && !silent;
+    let mut fields = Fields {
+        clipped: BTreeMap::new(),
+        withhold,
+    };
     let mut target = TargetStatus {
         pid: outcome.pid,
-        command: some_text(&one_line(&outcome.command, MESSAGE_CHARS)),
-        python: some_text(&one_line(&outcome.python, 64)),
+        command: some_text(&fields.line("command", &outcome.command, MESSAGE_CHARS)),
+        python: some_text(&fields.line("python", &outcome.python, 64)),
         phase: Some(phase(outcome.reason, outcome.reason.is_complete())),
         reason: Some(outcome.reason.to_string()),
-        message: some_text(&one_line(&outcome.message, MESSAGE_CHARS)),
-        summary: Some(one_line(&outcome.summary, MAX_SUMMARY_CHARS)),
+        message: some_text(&fields.line("message", &outcome.message, MESSAGE_CHARS)),
+        summary: Some(fields.line("summary", &outcome.summary, MAX_SUMMARY_CHARS)),
         paused_microseconds: Some(signed(outcome.paused_microseconds)),
         duration_milliseconds: Some(signed(outcome.duration_milliseconds)),
         disarmed: runs_code.then_some(match outcome.disarmed {
@@ -44,10 +58,6 @@ pub(super) fn entry(
         data: None,
         result: None,
         ..known.clone()
-    };
-    let mut fields = Fields {
-        clipped: BTreeMap::new(),
-        withhold,
     };
     match &outcome.data {
         Some(Data::Exec(exec)) => {
@@ -70,13 +80,7 @@ pub(super) fn entry(
                 });
             }
         }
-        Some(data) => {
-            target.data = fields.document("data", &public_data(data, withhold));
-            // Values that were left out of `data` are cut from it like anything else.
-            if withhold && target.data.is_some() && public_data(data, true) != inner(data) {
-                fields.cut("data", json_bytes(&inner(data)));
-            }
-        }
+        Some(data) => target.data = public_data(data, &mut fields),
         None => {}
     }
     target.text = fields.text("text", &outcome.text);
@@ -98,45 +102,97 @@ fn signed(number: u64) -> i64 {
 }
 
 /// The JSON document inside of `data`, in the shape its command prints.
-fn inner(data: &Data) -> serde_json::Value {
-    match data {
-        Data::Processes(document) => serde_json::to_value(document),
-        Data::Stacks(document) => serde_json::to_value(document),
-        Data::Tasks(document) => serde_json::to_value(document),
-        Data::Exec(document) => serde_json::to_value(document),
-    }
-    .unwrap_or_default()
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Inner<'a> {
+    Processes(&'a ProcessList),
+    Stacks(&'a Stacks),
+    Tasks(&'a Tasks),
+    Exec(&'a ExecOutcome),
 }
 
-/// The document with the values of local variables left out where they are not for the status.
-fn public_data(data: &Data, withhold: bool) -> serde_json::Value {
-    if !withhold {
-        return inner(data);
+impl<'a> From<&'a Data> for Inner<'a> {
+    fn from(data: &'a Data) -> Self {
+        match data {
+            Data::Processes(document) => Self::Processes(document),
+            Data::Stacks(document) => Self::Stacks(document),
+            Data::Tasks(document) => Self::Tasks(document),
+            Data::Exec(document) => Self::Exec(document),
+        }
     }
-    let mut data = data.clone();
-    let frames: Vec<&mut sidewinder_model::Frame> = match &mut data {
-        Data::Stacks(stacks) => stacks
-            .interpreters
-            .iter_mut()
-            .flat_map(|interpreter| &mut interpreter.threads)
-            .flat_map(|thread| &mut thread.frames)
-            .collect(),
+}
+
+/// The document, where it fits, with the values of local variables left out where they are not for the status. What is
+/// left out of it is cut from it like anything else.
+fn public_data(data: &Data, fields: &mut Fields) -> Option<serde_json::Value> {
+    let whole = json_bytes(&Inner::from(data));
+    if !fields.withhold {
+        return fields.document("data", &Inner::from(data));
+    }
+    // Without its values it is looked at as a copy, which nobody makes of an outcome of megabytes.
+    if whole > WITHOUT_VALUES_BYTES {
+        fields.cut("data", whole);
+        return None;
+    }
+    let mut public = data.clone();
+    match &mut public {
+        Data::Stacks(stacks) => leave_out(frames(stacks)),
         // `make_mut` gives each task frames of its own where several share them.
-        Data::Tasks(tasks) => tasks
-            .tasks
-            .iter_mut()
-            .flat_map(|task| Arc::make_mut(&mut task.coroutine))
-            .collect(),
-        Data::Processes(_) | Data::Exec(_) => Vec::new(),
-    };
-    for local in frames
-        .into_iter()
-        .filter_map(|frame| frame.locals.as_mut())
-        .flatten()
-    {
+        Data::Tasks(tasks) => leave_out(
+            tasks
+                .tasks
+                .iter_mut()
+                .flat_map(|task| Arc::make_mut(&mut task.coroutine)),
+        ),
+        Data::Processes(_) | Data::Exec(_) => {}
+    }
+    let shown = fields.document("data", &Inner::from(&public));
+    if public != *data {
+        fields.cut("data", whole);
+    }
+    shown
+}
+
+fn frames(stacks: &mut Stacks) -> impl Iterator<Item = &mut Frame> {
+    stacks
+        .interpreters
+        .iter_mut()
+        .flat_map(|interpreter| &mut interpreter.threads)
+        .flat_map(|thread| &mut thread.frames)
+}
+
+fn leave_out<'a>(frames: impl Iterator<Item = &'a mut Frame>) {
+    for local in frames.filter_map(|frame| frame.locals.as_mut()).flatten() {
         local.value = None;
     }
-    inner(&data)
+}
+
+/// Where the threads stood while a script ran, without its own words: an exception that it was raising or handling is
+/// its output.
+fn public_stacks(stacks: &Stacks, fields: &mut Fields) -> Option<serde_json::Value> {
+    let path = "exec.stacks";
+    let whole = json_bytes(stacks);
+    if !fields.withhold {
+        return fields.document(path, stacks);
+    }
+    if whole > WITHOUT_VALUES_BYTES {
+        fields.cut(path, whole);
+        return None;
+    }
+    let mut public = stacks.clone();
+    leave_out(frames(&mut public));
+    let threads = public
+        .interpreters
+        .iter_mut()
+        .flat_map(|interpreter| &mut interpreter.threads);
+    for exception in threads.filter_map(|thread| thread.exception.as_mut()) {
+        exception.message = None;
+    }
+    let shown = fields.document(path, &public);
+    if public != *stacks {
+        fields.cut(path, whole);
+    }
+    shown
 }
 
 /// The fields of one entry while they are being cut.
@@ -166,14 +222,34 @@ impl Fields {
         Some(clip_text(text, FIELD_BYTES))
     }
 
-    /// A document that fits, or nothing.
-    fn document(&mut self, path: &str, document: &serde_json::Value) -> Option<serde_json::Value> {
+    /// One line of at most so many characters.
+    fn line(&mut self, path: &str, text: &str, chars: usize) -> String {
+        if text.trim().chars().nth(chars).is_some() {
+            self.cut(path, text.len());
+        }
+        one_line(text, chars)
+    }
+
+    /// A document that fits, or nothing. It becomes a tree only then: a tree takes many times its JSON.
+    fn document<T: Serialize>(&mut self, path: &str, document: &T) -> Option<serde_json::Value> {
         let bytes = json_bytes(document);
         if bytes > FIELD_BYTES {
             self.cut(path, bytes);
             return None;
         }
-        Some(document.clone())
+        serde_json::to_value(document).ok()
+    }
+
+    /// Names chosen by the target, a bounded number of bounded ones.
+    fn names(&mut self, path: &str, list: &[String]) -> Vec<String> {
+        let fits = |name: &String| name.trim().chars().nth(NAME_CHARS).is_none();
+        if list.len() > MAX_NAMES || !list.iter().all(fits) {
+            self.cut(path, json_bytes(list));
+        }
+        list.iter()
+            .take(MAX_NAMES)
+            .map(|name| one_line(name, NAME_CHARS))
+            .collect()
     }
 }
 
@@ -181,8 +257,7 @@ fn exec_status(exec: &ExecOutcome, fields: &mut Fields) -> ExecStatus {
     let stacks = exec
         .stacks
         .as_ref()
-        .and_then(|stacks| serde_json::to_value(stacks).ok())
-        .and_then(|stacks| fields.document("exec.stacks", &stacks));
+        .and_then(|stacks| public_stacks(stacks, fields));
     ExecStatus {
         stdout: fields.text("exec.stdout", &exec.stdout),
         stderr: fields.text("exec.stderr", &exec.stderr),
@@ -195,7 +270,7 @@ fn exec_status(exec: &ExecOutcome, fields: &mut Fields) -> ExecStatus {
             .as_deref()
             .and_then(|value| fields.text("exec.valueJSON", value)),
         exception: exec.exception.as_ref().map(|exception| ScriptException {
-            type_name: one_line(&exception.type_name, 256),
+            type_name: fields.line("exec.exception.type", &exception.type_name, 256),
             message: fields
                 .text("exec.exception.message", &exception.message)
                 .unwrap_or_default(),
@@ -210,8 +285,8 @@ fn exec_status(exec: &ExecOutcome, fields: &mut Fields) -> ExecStatus {
         still_running: Some(exec.still_running),
         watched: exec.watched.then_some(true),
         afterwards: None,
-        imported: names(&exec.imported),
-        signals: names(&exec.signals),
+        imported: fields.names("exec.imported", &exec.imported),
+        signals: fields.names("exec.signals", &exec.signals),
         clipped: exec
             .clipped
             .iter()
@@ -222,14 +297,6 @@ fn exec_status(exec: &ExecOutcome, fields: &mut Fields) -> ExecStatus {
         reason: exec.reason.map(|reason| reason.to_string()),
         stacks,
     }
-}
-
-/// Names chosen by the target, bounded: the whole list is in the result.
-fn names(list: &[String]) -> Vec<String> {
-    list.iter()
-        .take(64)
-        .map(|name| one_line(name, 128))
-        .collect()
 }
 
 /// What can be said of a script without its words.
@@ -263,32 +330,83 @@ fn withheld_summary(exec: &ExecOutcome) -> String {
 
 pub(super) fn drop_data(target: &mut TargetStatus) {
     if let Some(data) = target.data.take() {
-        target
-            .clipped
-            .insert("data".into(), signed(json_bytes(&data) as u64));
+        note(target, "data", json_bytes(&data));
     }
-    if let Some(stacks) = target.exec.as_mut().and_then(|exec| exec.stacks.take()) {
-        target
-            .clipped
-            .insert("exec.stacks".into(), signed(json_bytes(&stacks) as u64));
+    let stacks = target.exec.as_mut().and_then(|exec| exec.stacks.take());
+    if let Some(stacks) = stacks {
+        note(target, "exec.stacks", json_bytes(&stacks));
     }
 }
 
 pub(super) fn drop_text(target: &mut TargetStatus) {
-    let mut cut = |path: &str, text: Option<String>| {
-        if let Some(text) = text {
-            // An earlier entry has the full size already.
-            target
-                .clipped
-                .entry(path.to_owned())
-                .or_insert(signed(text.len() as u64));
-        }
-    };
-    cut("text", target.text.take());
+    let mut taken = vec![("text", target.text.take())];
     if let Some(exec) = &mut target.exec {
-        cut("exec.stdout", exec.stdout.take());
-        cut("exec.stderr", exec.stderr.take());
-        cut("exec.value", exec.value.take());
-        cut("exec.valueJSON", exec.value_json.take());
+        taken.extend([
+            ("exec.stdout", exec.stdout.take()),
+            ("exec.stderr", exec.stderr.take()),
+            ("exec.value", exec.value.take()),
+            ("exec.valueJSON", exec.value_json.take()),
+        ]);
+        if let Some(exception) = &mut exec.exception {
+            taken.extend([
+                (
+                    "exec.exception.message",
+                    Some(std::mem::take(&mut exception.message)),
+                ),
+                (
+                    "exec.exception.traceback",
+                    Some(std::mem::take(&mut exception.traceback)),
+                ),
+            ]);
+        }
     }
+    for (path, text) in taken {
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            note(target, path, text.len());
+        }
+    }
+}
+
+pub(super) fn drop_lists(target: &mut TargetStatus) {
+    let Some(exec) = &mut target.exec else {
+        return;
+    };
+    exec.clipped.clear();
+    let taken = [
+        ("exec.imported", std::mem::take(&mut exec.imported)),
+        ("exec.signals", std::mem::take(&mut exec.signals)),
+    ];
+    for (path, list) in taken {
+        if !list.is_empty() {
+            note(target, path, json_bytes(&list));
+        }
+    }
+}
+
+/// Leaves so many characters of the words that are not the summary.
+pub(super) fn shorten(target: &mut TargetStatus, chars: usize) {
+    for path in ["message", "command"] {
+        let field = if path == "message" {
+            &mut target.message
+        } else {
+            &mut target.command
+        };
+        let Some(text) = field.take() else {
+            continue;
+        };
+        if text.chars().nth(chars).is_none() {
+            *field = Some(text);
+            continue;
+        }
+        if chars > 0 {
+            *field = Some(one_line(&text, chars));
+        }
+        note(target, path, text.len());
+    }
+}
+
+/// Notes the size of what was taken out; what was cut before has its full size already.
+fn note(target: &mut TargetStatus, path: &str, bytes: usize) {
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    target.clipped.entry(path.to_owned()).or_insert(bytes);
 }

@@ -4,12 +4,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sidewinder_model::{
-    Data, ExecOutcome, Frame, Interpreter, Local, Outcome, ProcessList,
-    ScriptException as Exception, Stacks, Thread,
+    CurrentException, Data, ExecOutcome, Frame, Interpreter, Local, Outcome, ProcessList,
+    ScriptException as Exception, Stacks, Tasks, Thread,
 };
 
 use super::*;
-use crate::session::result::spill::{Document, PART_BYTES, hex};
+use crate::session::result::spill::{DOCUMENT_BYTES, PART_BYTES, Written, hex, json_bytes};
 use crate::testing::session;
 
 fn at() -> Timestamp {
@@ -39,7 +39,7 @@ fn target(reason: Reason) -> TargetOutcome {
 /// A session's end, and the whole outcomes that are to be stored, by the place of their entry.
 struct Seen {
     status: DebugSessionStatus,
-    documents: Vec<(usize, Document)>,
+    documents: Vec<usize>,
     reason: Reason,
     complete: bool,
 }
@@ -59,9 +59,14 @@ fn seen(
     let mut documents = Vec::new();
     for (place, entry) in entries.iter_mut().enumerate() {
         if entry.to_store {
-            let document = Document::of(entry.outcome.as_ref().unwrap());
-            entry.status.result = Some(document.secrets(session).unwrap().1);
-            documents.push((place, document));
+            documents.push(place);
+            let (_, part) = spill::part(session, 0, vec![0]);
+            let written = Written {
+                size: 1 << 24,
+                sha256: "0".repeat(64),
+                truncated: false,
+            };
+            entry.status.result = Some(spill::reference(written, vec![part]));
         }
     }
     let (reason, complete) = (finished.reason, finished.complete);
@@ -77,11 +82,14 @@ fn ended(spec: Value, targets: Vec<TargetOutcome>, sensitive: Sensitive) -> Seen
     let end = End {
         reason: Reason::InternalError,
         message: String::new(),
-        outcome: Some(Outcome {
-            id: "5e55-1".into(),
-            instance: "instance-1".into(),
-            targets,
-        }),
+        outcome: Some(
+            Outcome {
+                id: "5e55-1".into(),
+                instance: "instance-1".into(),
+                targets,
+            }
+            .into(),
+        ),
         maybe_armed: false,
     };
     seen(
@@ -115,6 +123,21 @@ fn ran(stdout: &str) -> TargetOutcome {
         }))),
         ..target(Reason::Succeeded)
     }
+}
+
+/// What is stored of an outcome: its parts, and their JSON.
+fn stored(outcome: &TargetOutcome, limit: usize) -> (Written, Vec<Vec<u8>>, Vec<u8>) {
+    let mut parts = Vec::new();
+    let written = spill::write(outcome, limit, |part| {
+        parts.push(part);
+        Ok(())
+    })
+    .unwrap();
+    let json = zstd::stream::decode_all(parts.concat().as_slice()).unwrap();
+    assert_eq!(written.sha256, hex(&Sha256::digest(&json)));
+    assert_eq!(written.size, json.len() as u64);
+    assert!(parts.iter().all(|part| part.len() <= PART_BYTES));
+    (written, parts, json)
 }
 
 fn condition<'a>(finished: &'a Seen, name: &str) -> (&'a str, &'a str) {
@@ -166,10 +189,9 @@ fn what_a_script_said_is_nowhere_but_in_the_secret() {
     assert_eq!(target.clipped["exec.value"], 14);
     assert_eq!(condition(&finished, "ResultStored"), ("True", "Stored"));
     assert_eq!(condition(&finished, "Disarmed"), ("True", "Disarmed"));
-    let [(0, document)] = finished.documents.as_slice() else {
-        panic!("{:?}", finished.documents)
-    };
-    let whole: TargetOutcome = serde_json::from_slice(&document.json).unwrap();
+    assert_eq!(finished.documents, [0]);
+    let (_, _, json) = stored(&ran("secret line\n"), DOCUMENT_BYTES);
+    let whole: TargetOutcome = serde_json::from_slice(&json).unwrap();
     assert_eq!(whole, ran("secret line\n"));
     assert!(!finished.status.summary.unwrap().is_empty());
 }
@@ -416,7 +438,7 @@ fn a_full_status_loses_the_data_of_later_targets_first_and_then_their_text() {
     );
     assert_eq!(condition(&finished, "ResultStored"), ("True", "Stored"));
     for (place, target) in targets.iter().enumerate() {
-        let stored = finished.documents.iter().any(|(known, _)| *known == place);
+        let stored = finished.documents.contains(&place);
         assert_eq!(stored, !target.clipped.is_empty(), "target {place}");
     }
 }
@@ -433,38 +455,100 @@ fn a_document_comes_back_whole_from_its_secrets() {
             char::from(b' ' + u8::try_from(state >> 58).unwrap())
         })
         .collect();
-    let document = Document::of(&ran(&noise));
+    let outcome = ran(&noise);
+    let (written, parts, json) = stored(&outcome, DOCUMENT_BYTES);
+    assert!(parts.len() > 1);
+    assert!(!written.truncated);
+    assert_eq!(json, serde_json::to_vec(&outcome).unwrap());
     let session = session(exec());
-    let (secrets, reference) = document.secrets(&session).unwrap();
-    assert!(secrets.len() > 1);
-    let mut stream = Vec::new();
-    for (secret, part) in secrets.iter().zip(&reference.parts) {
-        assert_eq!(secret.metadata.name.as_ref(), Some(&part.secret_name));
+    let mut names = std::collections::BTreeSet::new();
+    for (number, part) in parts.iter().enumerate() {
+        let (secret, reference) = spill::part(&session, number, part.clone());
+        let name = secret.metadata.name.clone().unwrap();
+        assert_eq!(name, reference.secret_name);
+        let digest = hex(&Sha256::digest(part));
+        assert_eq!(name, format!("why-5e551-{}-{number}", &digest[..16]));
         assert_eq!(secret.type_.as_deref(), Some("sidewinder.dev/result"));
         assert_eq!(secret.immutable, Some(true));
         let owner = &secret.metadata.owner_references.as_ref().unwrap()[0];
         assert_eq!(owner.uid, "5e55-1");
         assert_eq!(owner.block_owner_deletion, None);
-        let bytes = &secret.data.as_ref().unwrap()[&part.key].0;
-        assert!(bytes.len() <= PART_BYTES);
-        stream.extend_from_slice(bytes);
+        assert_eq!(&secret.data.as_ref().unwrap()[&reference.key].0, part);
+        names.insert(name);
     }
-    let json = zstd::stream::decode_all(stream.as_slice()).unwrap();
-    assert_eq!(json, document.json);
-    assert_eq!(reference.sha256, hex(&Sha256::digest(&json)));
-    assert_eq!(reference.size_bytes, i64::try_from(json.len()).unwrap());
-    assert!(!reference.truncated);
+    assert_eq!(names.len(), parts.len());
     // Stored twice is stored once.
-    let (again, _) = document.secrets(&session).unwrap();
-    assert_eq!(secrets, again);
+    assert_eq!(stored(&outcome, DOCUMENT_BYTES).1, parts);
+}
+
+#[test]
+fn a_secret_has_a_short_name_however_long_the_sessions_is() {
+    let mut session = session(exec());
+    session.metadata.name = Some(format!("{}.{}", "a".repeat(62), "b".repeat(180)));
+    session.metadata.uid = Some("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0".into());
+    let (secret, _) = spill::part(&session, 21, vec![1]);
+    let name = secret.metadata.name.unwrap();
+    assert!(
+        name.starts_with(&format!("{}-0f1e2d3c-", "a".repeat(62))),
+        "{name}"
+    );
+    assert!(name.len() < 100, "{name}");
+}
+
+#[test]
+fn what_is_cut_is_written_in_the_shape_of_the_whole() {
+    let mut answer = ran("line\n");
+    if let Some(Data::Exec(exec)) = &mut answer.data {
+        exec.watched = true;
+        exec.thread = Some(7);
+        exec.reason = Some(Reason::ScriptTimeout);
+        exec.stacks = Some(Stacks::default());
+        exec.imported = vec!["json".into()];
+        exec.signals = vec!["SIGUSR1".into()];
+        exec.started_after_milliseconds = Some(3);
+        exec.clipped.insert("stdout".into(), 9);
+        exec.exception = Some(Exception {
+            type_name: "ValueError".into(),
+            message: "no".into(),
+            traceback: "Traceback".into(),
+        });
+    }
+    let keys = |json: &[u8]| -> Value {
+        fn shape(value: Value) -> Value {
+            match value {
+                Value::String(_) => json!("text"),
+                Value::Object(map) => map
+                    .into_iter()
+                    .map(|(key, value)| (key, shape(value)))
+                    .collect(),
+                other => other,
+            }
+        }
+        shape(serde_json::from_slice(json).unwrap())
+    };
+    let whole = stored(&answer, DOCUMENT_BYTES).2;
+    let longer = |text: &mut String| *text = "z".repeat(200_000);
+    longer(&mut answer.text);
+    if let Some(Data::Exec(exec)) = &mut answer.data {
+        longer(&mut exec.stderr);
+    }
+    let (written, _, cut) = stored(&answer, 128 * 1024);
+    assert!(written.truncated);
+    assert_eq!(keys(&cut), keys(&whole));
+    let mut other = target(Reason::Succeeded);
+    other.text = "z".repeat(200_000);
+    other.data = Some(Data::Tasks(Tasks::default()));
+    let (_, _, cut) = stored(&other, 128 * 1024);
+    let read: TargetOutcome = serde_json::from_slice(&cut).unwrap();
+    assert_eq!(read.data, other.data);
 }
 
 #[test]
 fn output_that_fits_is_whole_although_the_text_repeats_it() {
     let output = "x".repeat(10 * 1024 * 1024);
-    let document = Document::of(&ran(&output));
-    assert!(!document.truncated);
-    let kept: TargetOutcome = serde_json::from_slice(&document.json).unwrap();
+    let (written, _, json) = stored(&ran(&output), DOCUMENT_BYTES);
+    assert!(!written.truncated);
+    let kept: TargetOutcome = serde_json::from_slice(&json).unwrap();
     let Some(Data::Exec(exec)) = kept.data else {
         panic!("the data is gone");
     };
@@ -473,10 +557,10 @@ fn output_that_fits_is_whole_although_the_text_repeats_it() {
 
 #[test]
 fn a_document_over_the_limit_is_cut_and_says_so() {
-    let document = Document::of(&ran(&"\u{1}".repeat(20 * 1024 * 1024)));
-    assert!(document.truncated);
-    assert!(document.json.len() <= spill::DOCUMENT_BYTES);
-    let kept: TargetOutcome = serde_json::from_slice(&document.json).unwrap();
+    let (written, _, json) = stored(&ran(&"\u{1}".repeat(20 * 1024 * 1024)), DOCUMENT_BYTES);
+    assert!(written.truncated);
+    assert!(json.len() <= DOCUMENT_BYTES);
+    let kept: TargetOutcome = serde_json::from_slice(&json).unwrap();
     assert!(kept.text.contains("bytes left out"));
 }
 
@@ -484,14 +568,28 @@ fn a_document_over_the_limit_is_cut_and_says_so() {
 fn a_document_over_the_limit_keeps_what_the_limit_holds() {
     const LIMIT: usize = 256 * 1024;
     for words in ["x", "\n", "\u{1}"] {
-        let document = Document::within(&ran(&words.repeat(LIMIT + LIMIT / 4)), LIMIT);
-        assert!(document.truncated);
+        let (written, _, json) = stored(&ran(&words.repeat(LIMIT + LIMIT / 4)), LIMIT);
+        assert!(written.truncated);
         assert!(
-            (LIMIT / 2..=LIMIT).contains(&document.json.len()),
+            (LIMIT / 2..=LIMIT).contains(&json.len()),
             "{words:?}: {} bytes",
-            document.json.len()
+            json.len()
         );
     }
+}
+
+#[test]
+fn a_document_that_is_no_text_leaves_the_text_when_it_is_too_large() {
+    let mut answer = target(Reason::Succeeded);
+    answer.text = "t".repeat(1000);
+    answer.data = Some(Data::Processes(ProcessList {
+        problems: vec!["p".repeat(100); 2000],
+        ..ProcessList::default()
+    }));
+    let (written, _, json) = stored(&answer, spill::MIN_DOCUMENT_BYTES);
+    assert!(written.truncated);
+    let kept: TargetOutcome = serde_json::from_slice(&json).unwrap();
+    assert_eq!((kept.data, kept.text), (None, answer.text));
 }
 
 #[test]
@@ -511,39 +609,268 @@ fn the_full_size_counts_what_the_agent_had_cut() {
     assert!(summary.contains("20000001 bytes of output"), "{summary}");
 }
 
+#[test]
+fn the_words_of_a_script_are_not_in_the_stacks_of_its_timeout() {
+    let mut answer = ran("");
+    answer.reason = Reason::ScriptTimeout;
+    let Some(Data::Exec(exec_outcome)) = &mut answer.data else {
+        panic!("no script")
+    };
+    exec_outcome.value = None;
+    exec_outcome.value_json = None;
+    exec_outcome.stacks = Some(Stacks {
+        interpreters: vec![Interpreter {
+            threads: vec![Thread {
+                name: "MainThread".into(),
+                exception: Some(CurrentException {
+                    type_name: "ValueError".into(),
+                    message: Some("secret line".into()),
+                }),
+                ..Thread::default()
+            }],
+            ..Interpreter::default()
+        }],
+        ..Stacks::default()
+    });
+    let finished = ended(exec(), vec![answer.clone()], Sensitive::Secret);
+    let text = serde_json::to_string(&finished.status).unwrap();
+    assert!(!text.contains("secret line"), "{text}");
+    assert!(
+        text.contains("MainThread") && text.contains("ValueError"),
+        "{text}"
+    );
+    assert!(
+        finished.status.targets[0]
+            .clipped
+            .contains_key("exec.stacks")
+    );
+    assert_eq!(finished.documents, [0]);
+    let open = ended(exec(), vec![answer], Sensitive::Status);
+    assert!(
+        serde_json::to_string(&open.status)
+            .unwrap()
+            .contains("secret line")
+    );
+}
+
+#[test]
+fn no_field_of_a_script_tells_its_words() {
+    const MARK: &str = "s3cr3t-w0rds";
+    for reason in Reason::ALL
+        .iter()
+        .filter(|reason| **reason != Reason::TargetBlocked)
+    {
+        let mark = || MARK.to_owned();
+        let complete = reason.is_complete();
+        let mut answer = target(*reason);
+        answer.text = mark();
+        if complete {
+            answer.summary = mark();
+        }
+        // The message of a success is the sidecar's; of a script that raised, and only of it, the exception's.
+        if *reason == Reason::ScriptError {
+            answer.message = mark();
+        }
+        answer.data = Some(Data::Exec(Box::new(ExecOutcome {
+            stdout: mark(),
+            stderr: mark(),
+            value: Some(mark()),
+            value_json: Some(mark()),
+            exception: Some(Exception {
+                type_name: "ValueError".into(),
+                message: mark(),
+                traceback: mark(),
+            }),
+            ..ExecOutcome::default()
+        })));
+        let hidden = ended(
+            exec(),
+            vec![answer.clone(), answer.clone()],
+            Sensitive::Secret,
+        );
+        let text = serde_json::to_string(&hidden.status).unwrap();
+        assert!(!text.contains(MARK), "{reason}: {text}");
+        assert_eq!(hidden.documents, [0, 1]);
+        assert!(
+            stored(&answer, DOCUMENT_BYTES)
+                .2
+                .windows(MARK.len())
+                .any(|window| window == MARK.as_bytes())
+        );
+        let open = ended(exec(), vec![answer], Sensitive::Status);
+        let text = serde_json::to_string(&open.status).unwrap();
+        assert!(text.contains(MARK), "{reason}: {text}");
+    }
+}
+
+#[test]
+fn a_large_answer_is_left_out_without_being_copied_and_its_size_is_that_of_all_of_it() {
+    let mut answer = target(Reason::Succeeded);
+    answer.data = Some(Data::Stacks(Stacks {
+        interpreters: vec![Interpreter {
+            threads: vec![Thread {
+                frames: vec![Frame {
+                    locals: Some(vec![Local {
+                        name: "x".into(),
+                        type_name: "str".into(),
+                        value: Some("v".repeat(300_000)),
+                    }]),
+                    ..Frame::default()
+                }],
+                ..Thread::default()
+            }],
+            ..Interpreter::default()
+        }],
+        ..Stacks::default()
+    }));
+    let finished = ended(
+        json!({"stacks": {"locals": "Values"}}),
+        vec![answer],
+        Sensitive::Secret,
+    );
+    let target = &finished.status.targets[0];
+    assert_eq!(target.data, None);
+    assert!(target.clipped["data"] > 300_000);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn whatever_an_agent_answers_the_status_fits_and_has_a_summary(
-        targets in proptest::collection::vec(
-            ("[a€\u{1b}\n]{0,6}", 0_usize..4000, 0_usize..600, 0..Reason::ALL.len(), proptest::option::of(any::<bool>())),
-            1..60,
-        ),
+        targets in proptest::collection::vec(answer(), 1..12),
+        copies in prop_oneof![Just(1_usize), Just(24)],
         code in any::<bool>(),
+        sensitive in prop_oneof![Just(Sensitive::Secret), Just(Sensitive::Status)],
     ) {
         let answers: Vec<_> = targets
-            .into_iter()
-            .map(|(words, long, short, reason, disarmed)| TargetOutcome {
-                text: words.repeat(long),
-                message: words.repeat(short),
-                command: words.repeat(short),
-                summary: words.repeat(short),
-                disarmed,
-                data: Some(Data::Exec(Box::new(ExecOutcome {
-                    stdout: words.repeat(long),
-                    ..ExecOutcome::default()
-                }))),
-                ..target(Reason::ALL[reason])
-            })
+            .iter()
+            .cycle()
+            .take((targets.len() * copies).min(MAX_TARGETS))
+            .cloned()
             .collect();
         let spec = if code { exec() } else { stacks() };
-        let finished = ended(spec, answers, Sensitive::Status);
-        prop_assert!(json_bytes(&finished.status) <= STATUS_BYTES);
-        let summary = finished.status.summary.unwrap();
-        prop_assert!(!summary.is_empty());
-        prop_assert!(summary.chars().count() <= MAX_SUMMARY_CHARS);
-        prop_assert!(!summary.contains(char::is_control));
+        let finished = ended(spec, answers.clone(), sensitive);
+        let status = &finished.status;
+        prop_assert!(json_bytes(status) <= STATUS_BYTES, "{}", json_bytes(status));
+        prop_assert_eq!(status.targets.len(), answers.len());
+        let line = |line: &Option<String>| {
+            let line = line.as_deref().unwrap_or_default();
+            !line.is_empty() && line.chars().count() <= MAX_SUMMARY_CHARS && !line.contains(char::is_control)
+        };
+        prop_assert!(line(&status.summary), "{:?}", status.summary);
+        for (place, (target, answer)) in status.targets.iter().zip(&answers).enumerate() {
+            prop_assert_eq!(target.reason.as_deref(), Some(answer.reason.as_str()));
+            prop_assert!(target.summary.is_some());
+            let exec = target.exec.as_ref();
+            let whole = match &answer.data {
+                Some(Data::Exec(exec)) => Some(exec),
+                _ => None,
+            };
+            for (path, shown, said) in [
+                ("text", &target.text, Some(answer.text.as_str())),
+                ("exec.stdout", exec.map_or(&None, |exec| &exec.stdout), whole.map(|exec| exec.stdout.as_str())),
+                ("exec.value", exec.map_or(&None, |exec| &exec.value), whole.and_then(|exec| exec.value.as_deref())),
+            ] {
+                let said = said.filter(|said| !said.is_empty());
+                prop_assert!(shown.as_ref().is_none_or(|shown| shown.len() <= FIELD_BYTES));
+                let cut = shown.as_deref() != said;
+                prop_assert_eq!(cut, target.clipped.contains_key(path), "{} of {}", path, place);
+                if cut {
+                    prop_assert_eq!(target.clipped[path], i64::try_from(said.unwrap().len()).unwrap());
+                }
+            }
+            prop_assert!(target.data.as_ref().is_none_or(|data| json_bytes(data) <= FIELD_BYTES));
+            if let Some(exec) = exec {
+                let names = whole.unwrap().imported.clone();
+                prop_assert_eq!(exec.imported != names, target.clipped.contains_key("exec.imported"));
+            }
+            // Whatever is cut is in the whole, and what is whole needs none.
+            prop_assert_eq!(target.clipped.is_empty(), target.result.is_none(), "{}", place);
+        }
+        // Of what an entry has lost for want of room every later one has lost it, too.
+        if sensitive == Sensitive::Status {
+            let lost = status.targets.iter().zip(&answers).map(|(target, answer)| {
+                target.text.is_none() && !answer.text.is_empty()
+            });
+            let kept_after_lost = lost.zip(&answers).fold((false, false), |(lost_one, bad), (lost, answer)| {
+                (lost_one || lost, bad || (lost_one && !lost && !answer.text.is_empty()))
+            });
+            prop_assert!(!kept_after_lost.1);
+        }
     }
+
+    #[test]
+    fn what_is_stored_is_the_outcome(answer in answer(), limit in prop_oneof![Just(DOCUMENT_BYTES), Just(spill::MIN_DOCUMENT_BYTES)]) {
+        let (written, _, json) = stored(&answer, limit);
+        prop_assert!(json.len() <= limit);
+        let read: TargetOutcome = serde_json::from_slice(&json).unwrap();
+        prop_assert_eq!(read.reason, answer.reason);
+        if json_bytes(&answer) <= limit {
+            prop_assert_eq!(&read, &answer);
+            prop_assert!(!written.truncated);
+        }
+    }
+}
+
+/// Any answer: long and short texts of any characters, long lists, data of its own size.
+fn answer() -> impl Strategy<Value = TargetOutcome> {
+    let text = || {
+        (
+            "[a€🐍\"\u{0}\u{1b}\n]{0,6}",
+            prop_oneof![Just(0_usize), 0_usize..40, 0_usize..4000],
+        )
+            .prop_map(|(words, times)| words.repeat(times))
+    };
+    let words =
+        || ("[a€\u{1b}\n]{0,6}", 0_usize..600).prop_map(|(words, times)| words.repeat(times));
+    let list = || proptest::collection::vec("[a-z]{0,5}", 0..200);
+    (
+        (text(), words(), words(), words()),
+        (text(), text(), proptest::option::of(text()), text()),
+        (list(), list()),
+        0..Reason::ALL.len(),
+        proptest::option::of(any::<bool>()),
+        0..3_u8,
+    )
+        .prop_map(
+            |(
+                (text, message, command, summary),
+                (stdout, stderr, value, raised),
+                (imported, signals),
+                reason,
+                disarmed,
+                kind,
+            )| {
+                TargetOutcome {
+                    text,
+                    message,
+                    command,
+                    summary,
+                    disarmed,
+                    data: match kind {
+                        0 => None,
+                        1 => Some(Data::Processes(ProcessList {
+                            problems: vec![stdout],
+                            ..ProcessList::default()
+                        })),
+                        _ => Some(Data::Exec(Box::new(ExecOutcome {
+                            stdout,
+                            stderr,
+                            value,
+                            exception: Some(Exception {
+                                type_name: "ValueError".into(),
+                                message: raised.clone(),
+                                traceback: raised,
+                            }),
+                            imported,
+                            signals,
+                            ..ExecOutcome::default()
+                        }))),
+                    },
+                    ..target(Reason::ALL[reason])
+                }
+            },
+        )
 }
 
 /// What `name` came to: one process that ended for `reason` and said `summary`.
@@ -560,10 +887,13 @@ fn one_of(name: &str, reason: Reason, summary: &str) -> PodEnd {
     let end = End {
         reason: Reason::InternalError,
         message: String::new(),
-        outcome: Some(Outcome {
-            targets: vec![outcome],
-            ..Outcome::default()
-        }),
+        outcome: Some(
+            Outcome {
+                targets: vec![outcome],
+                ..Outcome::default()
+            }
+            .into(),
+        ),
         maybe_armed: false,
     };
     let session = session(stacks());
