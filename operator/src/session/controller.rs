@@ -227,6 +227,7 @@ mod tests {
             settings: Settings {
                 sidecar: sidecar(),
                 sensitive: Sensitive::Secret,
+                result_max_bytes: crate::session::result::spill::DOCUMENT_BYTES,
                 max_concurrent: 4,
             },
             metrics: Metrics::new(),
