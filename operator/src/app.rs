@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::args::Args;
 use crate::events::Events;
-use crate::http::{self, Readiness};
+use crate::http::{self, Health, Readiness};
 use crate::leader::{Led, lead};
 use crate::metrics::Metrics;
 use crate::relay::connect::PodExec;
@@ -29,31 +29,28 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
 /// # Errors
 /// When it cannot start, or when leadership was lost.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    // Several crates of the tree could bring a provider of their own.
-    if rustls::crypto::ring::default_provider()
-        .install_default()
-        .is_err()
-    {
-        warn!("another TLS provider was installed before");
-    }
     let stop = CancellationToken::new();
     stop_on_signal(&stop)?;
 
     let metrics = Metrics::new();
     let readiness = Readiness::default();
+    let health = Health::default();
     let listener = TcpListener::bind(args.http_address)
         .await
         .with_context(|| format!("failed to listen on {}", args.http_address))?;
     let server = tokio::spawn(http::serve(
         listener,
-        http::router(metrics.clone(), readiness.clone()),
+        http::router(metrics.clone(), readiness.clone(), health.clone()),
         stop.clone().cancelled_owned(),
     ));
 
     let config = Config::infer().await.context(
         "failed to find the cluster: neither a service account nor a kubeconfig is there",
     )?;
-    let client = Client::try_from(config).context("failed to set up the client")?;
+    let client = metrics
+        .api
+        .client(config)
+        .context("failed to set up the client")?;
     let identity = args.identity();
     let events = Events::new(client.clone(), &identity);
     let context = Arc::new(Context {
@@ -82,10 +79,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let work = Box::pin(session::run(context, namespace, stop.clone()));
     let led = if args.leader_election {
         let election = LeaderElection::new(client, &args.pod_namespace, LEASE, &identity);
-        lead(&election, &metrics, &stop, work).await
+        health.beating(lead(&election, &metrics, &stop, work)).await
     } else {
         metrics.leader.set(1);
-        work.await;
+        health.beating(work).await;
         Led::Done
     };
     stop.cancel();

@@ -11,6 +11,7 @@ use crate::relay::budget::{Budget, DEFAULT_BYTES};
 use crate::session::Settings;
 use crate::session::result::Sensitive;
 use crate::session::result::spill::{DOCUMENT_BYTES, MIN_DOCUMENT_BYTES};
+use crate::telemetry::traces::TraceArgs;
 
 /// The controller of `DebugSession`s.
 #[derive(Clone, Debug, Parser)]
@@ -64,6 +65,9 @@ pub struct Args {
     /// The operator's own namespace: where the lease is.
     #[arg(long, env = env::POD_NAMESPACE, default_value = NAMESPACE)]
     pub pod_namespace: String,
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 /// When nodes pull an image.

@@ -281,6 +281,7 @@ impl Agent {
             }),
             closed: CancellationToken::new(),
         });
+        let open = traffic.opened();
         let (outbox, inbox) = mpsc::channel(64);
         tasks.spawn(send_all(stdin, inbox, Arc::clone(&shared), traffic.clone()));
         tasks.spawn(watch(outbox.clone(), Arc::clone(&shared)));
@@ -290,7 +291,7 @@ impl Agent {
             (traffic, budget),
             words,
             stderr_ended,
-            guard,
+            Box::new((open, guard)),
         ));
         Ok(Self {
             instance,
