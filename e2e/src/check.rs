@@ -104,6 +104,7 @@ fn live() -> Result<()> {
 /// The tests that need a cluster, with the chart of this checkout installed in it.
 fn cluster(own: Option<Destination>) -> Result<()> {
     Module::Helm.folder()?;
+    Module::Promtool.folder()?;
     let images = images::build()?;
     let folder = tempfile::tempdir().context("cannot make a folder for the cluster")?;
     let destination = match own {

@@ -29,6 +29,8 @@ pub enum Module {
     Helm,
     /// The pod sandbox's program.
     Pause,
+    /// Prometheus' checker of rules.
+    Promtool,
 }
 
 impl Module {
@@ -52,6 +54,7 @@ impl Module {
             Self::Cni => "cni",
             Self::Helm => "helm",
             Self::Pause => "pause",
+            Self::Promtool => "promtool",
         }
     }
 
@@ -78,6 +81,8 @@ impl Module {
                 }
             }
             Self::Runc => arguments.push("-tags=seccomp".to_owned()),
+            // No client of any cloud, which is most of its code.
+            Self::Promtool => arguments.push("-tags=remove_all_sd".to_owned()),
             _ => {}
         }
         arguments.push(format!("-ldflags={ldflags}"));

@@ -279,6 +279,12 @@ fn the_operator_is_told_every_setting_by_its_name() {
         .collect();
     assert!(given.contains(names::env::POD_NAME) && given.contains(names::env::POD_NAMESPACE));
     assert_eq!(given.len(), 15, "{given:?}");
+    assert!(!given.contains("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    let traced = self::objects(&["tracing.endpoint=http://collector:4318"]);
+    assert_eq!(
+        env(&operator_container(&traced), "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        "http://collector:4318"
+    );
 }
 
 #[test]
@@ -407,6 +413,14 @@ fn wrong_values_are_refused_by_name() {
         ("log.format=xml", "/log/format"),
         ("watchNamespace=Shop", "/watchNamespace"),
         ("replica=2", "replica"),
+        ("monitoring.rules.create=Maybe", "/monitoring/rules/create"),
+        (
+            "monitoring.serviceMonitor.interval=often",
+            "/monitoring/serviceMonitor/interval",
+        ),
+        ("tracing.endpoint=collector:4318", "/tracing/endpoint"),
+        ("networkPolicy.egress=all", "/networkPolicy/egress"),
+        ("prepull.maxUnavailable=0", "/prepull/maxUnavailable"),
         ("admissionPolicies.enable=false", "enable"),
     ] {
         let output = template(&[setting]);
@@ -414,4 +428,285 @@ fn wrong_values_are_refused_by_name() {
         assert!(!output.status.success(), "{setting} was accepted");
         assert!(error.contains(named), "{setting}: {error}");
     }
+}
+
+/// What only a cluster with Prometheus' operator understands.
+const MONITORING: [&str; 2] = ["ServiceMonitor", "PrometheusRule"];
+
+/// Every object where the cluster has Prometheus' operator.
+fn monitored(settings: &[&str]) -> Vec<Value> {
+    let mut arguments = vec!["template", "--namespace", RELEASE_NAMESPACE];
+    arguments.extend(["--api-versions", "monitoring.coreos.com/v1"]);
+    for setting in settings {
+        arguments.extend(["--set", *setting]);
+    }
+    arguments.push("a-release");
+    let text = succeeded(&helm(&arguments));
+    serde_yaml::Deserializer::from_str(&text)
+        .map(|document| Value::deserialize(document).unwrap())
+        .filter(|object| !object.is_null())
+        .collect()
+}
+
+fn dashboards(objects: &[Value]) -> Vec<&Value> {
+    of_kind(objects, "ConfigMap")
+}
+
+#[test]
+fn objects_of_prometheus_are_made_where_it_is_or_where_they_are_demanded() {
+    let without = objects(&[]);
+    for kind in MONITORING {
+        assert!(of_kind(&without, kind).is_empty(), "{kind}");
+        only(&monitored(&[]), kind);
+    }
+    assert!(dashboards(&without).is_empty());
+    assert_eq!(dashboards(&monitored(&[])).len(), 1);
+
+    let demanded = objects(&[
+        "monitoring.serviceMonitor.create=Always",
+        "monitoring.rules.create=Always",
+        "monitoring.dashboard.create=Always",
+        "monitoring.rules.labels.release=prometheus",
+    ]);
+    for kind in MONITORING {
+        only(&demanded, kind);
+    }
+    assert_eq!(
+        only(&demanded, "PrometheusRule")["metadata"]["labels"]["release"],
+        "prometheus"
+    );
+    assert_eq!(dashboards(&demanded).len(), 1);
+
+    let refused = monitored(&[
+        "monitoring.serviceMonitor.create=Never",
+        "monitoring.rules.create=Never",
+        "monitoring.dashboard.create=Never",
+    ]);
+    for kind in MONITORING {
+        assert!(of_kind(&refused, kind).is_empty(), "{kind}");
+    }
+    assert!(dashboards(&refused).is_empty());
+}
+
+#[test]
+fn the_rules_and_the_dashboard_are_those_of_their_files() {
+    let objects = monitored(&[]);
+    let file = |name: &str| std::fs::read_to_string(chart().join(name)).unwrap();
+    let rules: Value = serde_yaml::from_str(&file("rules/alerts.yaml")).unwrap();
+    assert_eq!(only(&objects, "PrometheusRule")["spec"], rules);
+    let dashboard = dashboards(&objects)[0];
+    assert_eq!(
+        dashboard["data"]["sidewinder.json"],
+        file("dashboards/sidewinder.json")
+    );
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+}
+
+#[test]
+fn what_is_scraped_is_the_operators_own_service_and_port() {
+    let objects = monitored(&[]);
+    let service = only(&objects, "Service");
+    let pod = &only(&objects, "Deployment")["spec"]["template"];
+    let is_part = |selector: &Value, labels: &Value| {
+        let selector = selector.as_object().unwrap();
+        !selector.is_empty() && selector.iter().all(|(key, value)| labels[key] == *value)
+    };
+    assert!(is_part(
+        &service["spec"]["selector"],
+        &pod["metadata"]["labels"]
+    ));
+    let monitor = only(&objects, "ServiceMonitor");
+    assert!(is_part(
+        &monitor["spec"]["selector"]["matchLabels"],
+        &service["metadata"]["labels"]
+    ));
+    let port = &service["spec"]["ports"][0];
+    assert_eq!(
+        port["targetPort"],
+        operator_container(&objects)["ports"][0]["name"]
+    );
+    assert_eq!(monitor["spec"]["endpoints"][0]["port"], port["name"]);
+    assert_eq!(
+        monitor["spec"]["namespaceSelector"]["matchNames"],
+        json!([RELEASE_NAMESPACE])
+    );
+}
+
+/// The rules as Prometheus itself reads them, and each alert with series that make it fire and series that do not.
+#[test]
+fn the_alerts_are_valid_and_fire_when_they_should() {
+    let promtool = tools::Module::Promtool.binary("promtool").unwrap();
+    let run = |arguments: &[&str], file: PathBuf| {
+        let output = Command::new(&promtool)
+            .args(arguments)
+            .arg(file)
+            .output()
+            .unwrap();
+        succeeded(&output)
+    };
+    run(
+        &["check", "rules", "--lint=all", "--lint-fatal"],
+        chart().join("rules/alerts.yaml"),
+    );
+    run(
+        &["test", "rules"],
+        checkout().join("e2e/tests/chart/alerts.yaml"),
+    );
+}
+
+fn alerts(file: PathBuf) -> String {
+    std::fs::read_to_string(file).unwrap()
+}
+
+#[test]
+fn each_alert_is_tried_and_says_what_to_do() {
+    let rules: Value = serde_yaml::from_str(&alerts(chart().join("rules/alerts.yaml"))).unwrap();
+    let tried = alerts(checkout().join("e2e/tests/chart/alerts.yaml"));
+    let page = alerts(checkout().join("docs/operations.md"));
+    let rules = rules["groups"][0]["rules"].as_array().unwrap();
+    assert!(!rules.is_empty());
+    for rule in rules {
+        let name = rule["alert"].as_str().unwrap();
+        // Once that it fires and once that it does not.
+        let times = tried.matches(&format!("alertname: {name}")).count();
+        assert!(times >= 2, "{name} is tried {times} times");
+        assert!(page.contains(&format!("| `{name}` |")), "{name}");
+    }
+}
+
+#[test]
+fn every_value_stands_on_the_operations_page() {
+    let page = alerts(checkout().join("docs/operations.md"));
+    let values: Value = serde_yaml::from_str(&alerts(chart().join("values.yaml"))).unwrap();
+    let missing: Vec<_> = values
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|key| {
+            // As it is or with what is below it.
+            !page.contains(&format!("`{key}`")) && !page.contains(&format!("`{key}."))
+        })
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn nothing_reaches_the_operator_but_its_one_port() {
+    let by_default = objects(&[]);
+    let policy = only(&by_default, "NetworkPolicy");
+    assert_eq!(
+        policy["spec"],
+        json!({
+            "podSelector": {"matchLabels": only(&by_default, "Deployment")["spec"]["selector"]["matchLabels"]},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": [{"port": "http", "protocol": "TCP"}]}],
+        })
+    );
+    let narrow = objects(&[
+        "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=monitoring",
+        "networkPolicy.egress[0].ports[0].port=443",
+    ]);
+    let spec = &only(&narrow, "NetworkPolicy")["spec"];
+    assert_eq!(
+        spec["ingress"][0]["from"],
+        json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}])
+    );
+    assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
+    assert_eq!(spec["egress"], json!([{"ports": [{"port": 443}]}]));
+    assert!(of_kind(&objects(&["networkPolicy.enabled=false"]), "NetworkPolicy").is_empty());
+}
+
+#[test]
+fn certificates_can_be_mounted() {
+    let objects = objects(&[
+        "extraVolumes[0].name=roots",
+        "extraVolumes[0].configMap.name=roots",
+        "extraVolumeMounts[0].name=roots",
+        "extraVolumeMounts[0].mountPath=/roots",
+    ]);
+    let pod = &only(&objects, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(
+        pod["volumes"],
+        json!([{"name": "roots", "configMap": {"name": "roots"}}])
+    );
+    assert_eq!(
+        pod["containers"][0]["volumeMounts"],
+        json!([{"name": "roots", "mountPath": "/roots"}])
+    );
+}
+
+#[test]
+fn a_disruption_budget_needs_a_second_replica() {
+    assert!(of_kind(&objects(&[]), "PodDisruptionBudget").is_empty());
+    let two = objects(&["replicas=2"]);
+    let budget = only(&two, "PodDisruptionBudget");
+    assert_eq!(budget["spec"]["maxUnavailable"], 1);
+    assert_eq!(
+        budget["spec"]["selector"],
+        only(&two, "Deployment")["spec"]["selector"]
+    );
+    let off = objects(&["replicas=2", "podDisruptionBudget.enabled=false"]);
+    assert!(of_kind(&off, "PodDisruptionBudget").is_empty());
+}
+
+#[test]
+fn the_prepull_holds_the_sidecars_image_with_nothing_else() {
+    assert!(of_kind(&objects(&[]), "DaemonSet").is_empty());
+    let objects = objects(&[
+        "prepull.enabled=true",
+        "sidecar.image.repository=registry.example/sidecar",
+        "sidecar.image.tag=v1",
+        "imagePullSecrets[0].name=pull",
+    ]);
+    let set = only(&objects, "DaemonSet");
+    let pod = &set["spec"]["template"]["spec"];
+    assert_eq!(
+        set["spec"]["selector"]["matchLabels"],
+        json!({"app.kubernetes.io/name": names::APP, "app.kubernetes.io/component": "prepull"})
+    );
+    // It would hide on the nodes that debugged pods need one.
+    assert!(pod.get("imagePullSecrets").is_none());
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(
+        pod["securityContext"]["seccompProfile"]["type"],
+        "RuntimeDefault"
+    );
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
+    let container = &pod["containers"][0];
+    assert_eq!(container["image"], "registry.example/sidecar:v1");
+    assert_eq!(container["command"], json!([names::SIDECAR_BINARY, "hold"]));
+    assert!(
+        !container["name"]
+            .as_str()
+            .unwrap()
+            .starts_with(names::SIDECAR_PREFIX)
+    );
+    assert_eq!(
+        container["securityContext"],
+        json!({
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": true,
+        })
+    );
+    // Neither the Service nor the NetworkPolicy is about its pods.
+    for selector in [
+        &only(&objects, "Service")["spec"]["selector"],
+        &only(&objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+    ] {
+        assert_eq!(selector["app.kubernetes.io/component"], "operator");
+    }
+}
+
+#[test]
+fn a_prepull_that_may_not_pull_is_refused() {
+    let output = template(&["prepull.enabled=true", "sidecar.image.pullPolicy=Never"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        error.contains("sidecar.image.pullPolicy is Never"),
+        "{error}"
+    );
 }

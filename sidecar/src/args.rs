@@ -99,6 +99,9 @@ pub enum Command {
     },
     /// Carry frames between standard input and output and the agent. This is what the operator executes.
     Relay,
+    /// Do nothing until told to end. For a DaemonSet that keeps this image on its nodes.
+    #[command(hide = true)]
+    Hold,
     /// Hold a script for a target. For internal use.
     #[command(hide = true)]
     Carrier {

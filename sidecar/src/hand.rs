@@ -91,7 +91,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             exec(pid, request, deadline, output)
         }
         Command::Record { pid, out, locals } => record(pid, &out, locals.into()),
-        Command::Agent { .. } | Command::Relay | Command::Carrier { .. } => {
+        Command::Agent { .. } | Command::Relay | Command::Hold | Command::Carrier { .. } => {
             bail!("not a command by hand")
         }
     }

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Parser as _;
+use sidewinder_linux::signals;
 use sidewinder_sidecar::args::{Cli, Command};
 use sidewinder_sidecar::{agent, hand, relay};
 
@@ -29,6 +31,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Relay => {
             relay::run(Path::new(agent::SOCKET))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Hold => {
+            // The first process of a container is ended only by signals that it waits for.
+            let signals = signals::block().context("failed to block the signals that end it")?;
+            let _ = signals.wait();
             Ok(ExitCode::SUCCESS)
         }
         Command::Carrier { args } => Ok(sidewinder_linux::carrier::carrier_main(&args)),

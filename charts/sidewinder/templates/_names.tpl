@@ -27,3 +27,8 @@ system:serviceaccount:{{ .Release.Namespace }}:sidewinder-operator
 {{- define "sidewinder.sidecarImage" -}}
 {{ include "sidewinder.image" (dict "image" .Values.sidecar.image "version" .Chart.AppVersion) }}
 {{- end }}
+
+{{- /* Whether an object for Prometheus or Grafana is made: `create` is Auto, Always or Never. */ -}}
+{{- define "sidewinder.monitored" -}}
+{{- if or (eq .create "Always") (and (eq .create "Auto") (.root.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) }}yes{{ end }}
+{{- end }}

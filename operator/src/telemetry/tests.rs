@@ -256,7 +256,10 @@ async fn a_collector_is_sent_a_sessions_spans_and_no_script() {
         .await
         .unwrap();
 
-    let (request, body) = received.recv().await.unwrap();
+    let (request, body) = tokio::time::timeout(Duration::from_secs(30), received.recv())
+        .await
+        .expect("nothing was sent")
+        .unwrap();
     assert_eq!(request, "/v1/traces application/x-protobuf");
     let sent = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
     let resource = format!("{:?}", sent.resource_spans[0].resource);
@@ -314,9 +317,16 @@ async fn a_collector_that_hangs_delays_the_end_by_its_limit_at_most() {
         session_span(&session()).in_scope(|| ());
     });
     let began = std::time::Instant::now();
+    let asked = listener.accept();
     tokio::task::spawn_blocking(move || traces.finish())
         .await
         .unwrap();
     let took = began.elapsed();
+    // It was asked, and it was waited for.
+    let asked = tokio::time::timeout(Duration::from_secs(30), asked).await;
+    assert!(
+        asked.expect("nobody asked").is_ok() && took >= Duration::from_secs(4),
+        "{took:?}"
+    );
     assert!(took < Duration::from_secs(8), "{took:?}");
 }

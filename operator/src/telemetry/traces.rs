@@ -199,8 +199,9 @@ impl HttpClient for OnRuntime {
             let body = Limited::new(body, ANSWER_LIMIT).collect().await?.to_bytes();
             Ok(Response::from_parts(head, body))
         };
+        // A timer, too, wants to be made on the runtime.
         self.runtime
-            .spawn(tokio::time::timeout(SEND_LIMIT, send))
+            .spawn(async move { tokio::time::timeout(SEND_LIMIT, send).await })
             .await??
     }
 }
