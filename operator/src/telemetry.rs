@@ -107,6 +107,11 @@ pub fn session_span(session: &DebugSession) -> Span {
     )
 }
 
+/// The span of the work on one pod of a session: its lines name that pod.
+pub fn pod_span(pod: &str) -> Span {
+    info_span!("pod", pod)
+}
+
 /// The span of one step of a session, for traces.
 pub fn step_span(step: &'static str) -> Span {
     info_span!(

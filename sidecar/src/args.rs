@@ -99,7 +99,7 @@ pub enum Command {
     },
     /// Carry frames between standard input and output and the agent. This is what the operator executes.
     Relay,
-    /// Do nothing until told to end. For a DaemonSet that keeps this image on its nodes.
+    /// Do nothing until told to end: for nodes that shall keep this image.
     #[command(hide = true)]
     Hold,
     /// Hold a script for a target. For internal use.

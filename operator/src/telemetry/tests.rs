@@ -83,7 +83,7 @@ fn every_line_of_a_session_says_whose_it_is() {
             step_span("open").in_scope(|| {
                 tracing::warn!(sidecar = "sidewinder-1", "a \"line\"\nof two");
             });
-            info!(pod = "web-1", "of another pod");
+            pod_span("web-1").in_scope(|| info!("of another pod"));
         });
         info!("of no session");
     });
