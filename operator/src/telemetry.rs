@@ -15,7 +15,7 @@ use kube::ResourceExt;
 use sidewinder_crds::DebugSession;
 use sidewinder_model::Reason;
 use tokio::runtime::Handle;
-use tracing::{Span, info, info_span};
+use tracing::{Metadata, Span, info, info_span};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
@@ -125,8 +125,17 @@ pub fn step_span(step: &'static str) -> Span {
     )
 }
 
-/// The span of one request of the API server, for traces. The path stays out: it says no more than the session's span.
+/// Whether a span is one of ours.
+fn is_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == TRACES_ONLY || metadata.target().starts_with("sidewinder_operator")
+}
+
+/// The span of one request of the API server, for traces, where it belongs to a session: watches and renewals of the
+/// Lease would be a trace each. The path stays out: it says no more than the session's span.
 pub fn api_span(verb: &'static str, resource: &'static str) -> Span {
+    if !Span::current().metadata().is_some_and(is_ours) {
+        return Span::none();
+    }
     info_span!(
         target: TRACES_ONLY,
         "api",

@@ -28,7 +28,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::TRACES_ONLY;
+use super::is_ours;
 
 /// How long one batch may take: a collector that hangs must not keep the next one waiting for long.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
@@ -135,10 +135,7 @@ impl Traces {
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
         let ours = FilterFn::new(|metadata| {
-            metadata.is_span()
-                && *metadata.level() <= Level::INFO
-                && (metadata.target() == TRACES_ONLY
-                    || metadata.target().starts_with("sidewinder_operator"))
+            metadata.is_span() && *metadata.level() <= Level::INFO && is_ours(metadata)
         });
         tracing_opentelemetry::layer()
             .with_tracer(self.tracer.clone())
