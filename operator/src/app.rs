@@ -79,10 +79,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let work = Box::pin(session::run(context, namespace, stop.clone()));
     let led = if args.leader_election {
         let election = LeaderElection::new(client, &args.pod_namespace, LEASE, &identity);
-        health.beating(lead(&election, &metrics, &stop, work)).await
+        health
+            .beating(Box::pin(lead(&election, &metrics, &stop, work)))
+            .await
     } else {
         metrics.leader.set(1);
-        health.beating(work).await;
+        health.beating(Box::pin(work)).await;
         Led::Done
     };
     stop.cancel();

@@ -391,7 +391,7 @@ impl Metrics {
     pub fn queued(&self) -> Queued {
         self.queued.inc();
         Queued {
-            queued: self.queued.clone(),
+            waiting: self.queued.clone(),
             wait: self.queue_wait.clone(),
             since: tokio::time::Instant::now(),
         }
@@ -413,14 +413,14 @@ impl Metrics {
 /// A session that waits for its place.
 #[derive(Debug)]
 pub struct Queued {
-    queued: Gauge<i64, AtomicI64>,
+    waiting: Gauge<i64, AtomicI64>,
     wait: Histogram,
     since: tokio::time::Instant,
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.queued.dec();
+        self.waiting.dec();
         self.wait.observe(self.since.elapsed().as_secs_f64());
     }
 }

@@ -171,7 +171,7 @@ fn pod_uids(session: &DebugSession) -> String {
     uids.truncate(MAX_POD_UIDS);
     let mut text = uids.join(",");
     if more > 0 {
-        text.push_str(&format!(",+{more}"));
+        text += &format!(",+{more}");
     }
     text
 }

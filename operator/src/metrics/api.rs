@@ -74,12 +74,11 @@ impl Call {
             _ => &[],
         };
         let (plural, name, sub) = match *rest {
-            ["namespaces", _, plural] => (plural, None, None),
-            ["namespaces", _, plural, name] => (plural, Some(name), None),
-            ["namespaces", _, plural, name, sub] => (plural, Some(name), Some(sub)),
-            [plural] => (plural, None, None),
-            [plural, name] => (plural, Some(name), None),
-            [plural, name, sub] => (plural, Some(name), Some(sub)),
+            ["namespaces", _, plural] | [plural] => (plural, None, None),
+            ["namespaces", _, plural, name] | [plural, name] => (plural, Some(name), None),
+            ["namespaces", _, plural, name, sub] | [plural, name, sub] => {
+                (plural, Some(name), Some(sub))
+            }
             _ => ("", None, None),
         };
         let asked = match sub {
