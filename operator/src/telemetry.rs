@@ -169,11 +169,11 @@ fn pod_uids(session: &DebugSession) -> String {
     uids.dedup();
     let more = uids.len().saturating_sub(MAX_POD_UIDS);
     uids.truncate(MAX_POD_UIDS);
-    let mut text = uids.join(",");
+    let rest = format!("+{more}");
     if more > 0 {
-        text += &format!(",+{more}");
+        uids.push(&rest);
     }
-    text
+    uids.join(",")
 }
 
 /// The line that says that work on a session begins, or goes on in this replica. Documented in `docs/operations.md`.
