@@ -106,14 +106,9 @@ struct BuildLabel {
 
 /// How long sessions took, by their action.
 #[derive(Clone, Debug)]
-pub struct SessionDuration(Family<ActionLabel, Histogram, fn() -> Histogram>);
+struct SessionDuration(Family<ActionLabel, Histogram, fn() -> Histogram>);
 
 impl SessionDuration {
-    /// Notes the duration of a session whose action is not said.
-    pub fn observe(&self, seconds: f64) {
-        self.of("unknown", seconds);
-    }
-
     fn of(&self, action: &'static str, seconds: f64) {
         self.0
             .get_or_create(&ActionLabel { action })
@@ -126,7 +121,7 @@ impl SessionDuration {
 pub struct Metrics {
     registry: Arc<Registry>,
     /// Ended sessions.
-    pub sessions: Family<Ended, Counter>,
+    sessions: Family<Ended, Counter>,
     /// Sessions that are being worked on or wait for it.
     pub active: Gauge<i64, AtomicI64>,
     /// Ended sessions whose scripts are still running and are watched.
@@ -134,12 +129,12 @@ pub struct Metrics {
     queued: Gauge<i64, AtomicI64>,
     queue_wait: Histogram,
     /// From the start of a session to its end.
-    pub session_duration: SessionDuration,
+    session_duration: SessionDuration,
     /// How long each step took.
     pub step_duration: Family<StepLabel, Histogram, fn() -> Histogram>,
     targets: Family<ReasonLabel, Counter>,
     /// How long targets stood still.
-    pub pause: Histogram,
+    pause: Histogram,
     /// Whole outcomes, before compression.
     pub result_bytes: Histogram,
     /// Injected ephemeral containers.

@@ -22,8 +22,10 @@ use sidewinder_crds::conditions::whole_seconds;
 use sidewinder_crds::{DebugSession, DebugSessionStatus, Phase, SessionAction, TargetStatus};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use self::board::{Board, SHOW_EVERY};
+pub(super) use self::end::report;
 use self::run::{Ended, Run};
 use super::result::{PodEnd, by_pod};
 use super::targets::{self, Candidate};
@@ -31,6 +33,7 @@ use super::{Context, observe, plan};
 use crate::error::Error;
 use crate::inject::Refusal;
 use crate::relay::connect::Connect;
+use crate::telemetry;
 
 /// What the outside tells a running session.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +90,11 @@ pub async fn drive<C: Connect>(
         &session,
         script.as_ref().and_then(|script| script.as_ref().ok()),
     );
+    let view = DebugSession {
+        status: Some(status.clone()),
+        ..session.clone()
+    };
+    telemetry::session_started(&view, session.status.is_some());
     let board = Board::new(context, &signal, session.clone(), status.clone());
     let mut lone = None;
     let mut targets = match chosen {
@@ -98,10 +106,7 @@ pub async fn drive<C: Connect>(
     };
     let places = places(&targets);
     board.add(&mut targets, &places);
-    let mut view = DebugSession {
-        status: Some(status),
-        ..session.clone()
-    };
+    let mut view = view;
     // Each run has it once already.
     if let Some(exec) = &mut view.spec.remote_exec {
         exec.script = None;
@@ -139,7 +144,10 @@ pub async fn drive<C: Connect>(
                 });
                 async move {
                     match run {
-                        Some(run) => (place, run.drive().await),
+                        Some(run) => {
+                            let span = telemetry::pod_span(run.session.spec.pod_name());
+                            (place, Box::pin(run.drive()).instrument(span).await)
+                        }
                         None => (place, Ok(Ended::Stopped(Outcome::Superseded))),
                     }
                 }

@@ -14,12 +14,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info_span, warn};
 
-use super::drive::{self, Outcome, Signal};
+use super::apply::Written;
+use super::drive::{self, Outcome, Signal, report};
 use super::finished::Expiry;
 use super::result::{self, PodEnd};
 use super::{Context, afterwards, apply, observe, plan};
 use crate::error::describe;
 use crate::relay::connect::Connect;
+use crate::telemetry;
 
 /// The pause before a session whose task failed is taken up again, and the longest one.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -99,15 +101,7 @@ impl<C: Connect> Supervisor<C> {
         let supervisor = Arc::clone(self);
         let session = Arc::clone(session);
         let uid = uid.to_owned();
-        let span = info_span!(
-            parent: None,
-            "session",
-            namespace = session.namespace().unwrap_or_default(),
-            name = session.name_any(),
-            uid,
-            pod = session.spec.pod_name(),
-            action = session.spec.action().map_or("none", |action| action.name()),
-        );
+        let span = telemetry::session_span(&session);
         self.tasks.spawn(
             async move {
                 let work = supervisor.work(&session, receiver);
@@ -178,6 +172,7 @@ impl<C: Connect> Supervisor<C> {
 
     /// Works on a session until its end, whatever fails in between.
     async fn work(self: &Arc<Self>, session: &DebugSession, mut signals: watch::Receiver<Signal>) {
+        let queued = self.context.metrics.queued();
         let permit = loop {
             tokio::select! {
                 permit = self.permits.acquire() => break permit.ok(),
@@ -191,6 +186,7 @@ impl<C: Connect> Supervisor<C> {
                 }
             }
         };
+        drop(queued);
         // What was seen while waiting is seen again.
         signals.mark_changed();
         let mut session = session.clone();
@@ -239,6 +235,7 @@ impl<C: Connect> Supervisor<C> {
                 }
             };
             failures += 1;
+            self.context.metrics.session_retried();
             tokio::select! {
                 () = tokio::time::sleep(jittered(pause)) => {}
                 () = async { while !signals.borrow_and_update().gone {
@@ -267,9 +264,17 @@ impl<C: Connect> Supervisor<C> {
         let elapsed = Duration::try_from(elapsed).unwrap_or_default();
         let ends = PodEnd::give_up(session, words, self.context.settings.sensitive);
         let finished = result::finish(session, &ends, elapsed, now);
-        let status = result::seal(finished, &ends, session.metadata.generation, now);
-        if let Err(failed) = apply::status(&self.context.client, session, &status).await {
-            error!(error = %describe(&failed), "a session's end cannot be written");
+        let generation = session.metadata.generation;
+        let status = result::seal(finished.clone(), &ends, generation, now);
+        match apply::status(&self.context.client, session, &status).await {
+            Ok(Written::Done(session)) => {
+                report(&self.context, &session, &finished, &ends, elapsed);
+            }
+            // Whoever wrote meanwhile ends it.
+            Ok(Written::Conflict | Written::Gone) => {}
+            Err(failed) => {
+                error!(error = %describe(&failed), "a session's end cannot be written");
+            }
         }
     }
 }

@@ -15,11 +15,11 @@ use super::board::Board;
 use super::run::Run;
 use super::{Flow, Outcome, elapsed};
 use crate::error::Error;
-use crate::metrics::Ended;
 use crate::relay::Reply;
 use crate::relay::connect::Connect;
-use crate::session::result::{Finished, PodEnd, Reached, readable};
+use crate::session::result::{Finished, PodEnd, Reached};
 use crate::session::{Context, plan};
+use crate::telemetry;
 
 impl<C: Connect> Run<'_, C> {
     /// The session was deleted: whatever runs for it is stopped, within [`plan::CANCEL_LIMIT`].
@@ -74,7 +74,8 @@ pub(super) async fn end<C: Connect>(
     Ok(Outcome::Ended(Box::new(session)))
 }
 
-fn report<C>(
+/// Tells of a session's end in metrics, logs and Events.
+pub(in crate::session) fn report<C>(
     context: &Context<C>,
     session: &DebugSession,
     finished: &Finished,
@@ -86,25 +87,20 @@ fn report<C>(
         reason,
         complete,
     } = finished;
-    let action = session.spec.action().map_or("none", SessionAction::name);
-    context
-        .metrics
-        .sessions
-        .get_or_create(&Ended {
-            action: action.to_owned(),
-            result: if *complete { "Complete" } else { "Failed" }.to_owned(),
-            reason: reason.to_string(),
-        })
-        .inc();
-    context.metrics.session_duration.observe(took.as_secs_f64());
-    for target in &status.targets {
-        if let Some(paused) = target.paused_microseconds {
-            context
-                .metrics
-                .pause
-                .observe(Duration::from_micros(paused.unsigned_abs()).as_secs_f64());
-        }
+    let metrics = &context.metrics;
+    metrics.session_ended(session.spec.action(), *complete, *reason, took);
+    for target in ends.iter().flat_map(|end| &end.entries) {
+        let target = &target.status;
+        let reason = target
+            .reason
+            .as_deref()
+            .and_then(|reason| reason.parse().ok());
+        let paused = target
+            .paused_microseconds
+            .map(|paused| Duration::from_micros(paused.unsigned_abs()));
+        metrics.target_ended(reason.unwrap_or(finished.reason), paused);
     }
+    let action = session.spec.action().map_or("none", SessionAction::name);
     // What the target or the script said stays out of Events and logs.
     let words = if *complete {
         reason.sentence().to_owned()
@@ -113,7 +109,7 @@ fn report<C>(
             .map(|condition| condition.message.clone())
             .unwrap_or_default()
     };
-    info!(%reason, complete, duration = readable(took), pods = ends.len(), "ended");
+    telemetry::session_ended(session, *reason, *complete, took);
     context.events.publish(
         session,
         session,

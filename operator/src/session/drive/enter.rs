@@ -130,6 +130,7 @@ impl<C: Connect> Run<'_, C> {
                         .refusals
                         .remember(&pod.uid().unwrap_or_default(), &refusal);
                 }
+                self.context.metrics.sidecar_refused(refusal.reason);
                 self.observed.refused.insert(way, refusal);
             }
             Injected::Changed => {

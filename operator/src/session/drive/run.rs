@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use sidewinder_crds::{DebugSession, Phase, TargetStatus};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{Instrument, debug, info};
 
 use super::board::Board;
 use super::{Flow, Outcome, Signal, Target, at_most_once};
@@ -25,6 +25,7 @@ use crate::relay::{Agent, Replies};
 use crate::session::plan::{self, Answer, Intent, Observed, Step, plan};
 use crate::session::result::{PodEnd, Reached};
 use crate::session::{Context, observe};
+use crate::telemetry;
 
 /// How a run stopped.
 pub(super) enum Ended {
@@ -121,26 +122,13 @@ impl<'a, C: Connect> Run<'a, C> {
             let step = self.plan();
             debug!(step = step_name(&step), "next");
             let began = Instant::now();
-            let flow = match step.clone() {
-                Step::End(end) => return Ok(self.ended(*end)),
-                Step::AwaitPod { until, .. } => self.await_pod(&step, until).await?,
-                Step::Inject { way, container } => self.inject(way, &container).await?,
-                Step::Open {
-                    sidecar,
-                    way,
-                    until,
-                } => self.open(&step, sidecar, way, until).await?,
-                Step::Record(intent) => self.record(intent).await?,
-                Step::Ask {
-                    request,
-                    until,
-                    cancel,
-                } => self.ask(&request, until, cancel).await?,
-                Step::FallBack { way, refusal } => {
-                    self.fall_back(way, refusal);
-                    Flow::Continue
-                }
-            };
+            if let Step::End(end) = step {
+                return Ok(self.ended(*end));
+            }
+            let flow = self
+                .carry_out(&step)
+                .instrument(telemetry::step_span(step_name(&step)))
+                .await?;
             self.context
                 .metrics
                 .step(step_name(&step), began.elapsed().as_secs_f64());
@@ -151,6 +139,29 @@ impl<'a, C: Connect> Run<'a, C> {
                     return Ok(Ended::Stopped(Outcome::Gone));
                 }
                 Flow::Stop(outcome) => return Ok(Ended::Stopped(outcome)),
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, step: &Step) -> Result<Flow, Error> {
+        match step.clone() {
+            Step::End(_) => Ok(Flow::Continue),
+            Step::AwaitPod { until, .. } => self.await_pod(step, until).await,
+            Step::Inject { way, container } => self.inject(way, &container).await,
+            Step::Open {
+                sidecar,
+                way,
+                until,
+            } => self.open(step, sidecar, way, until).await,
+            Step::Record(intent) => self.record(intent).await,
+            Step::Ask {
+                request,
+                until,
+                cancel,
+            } => self.ask(&request, until, cancel).await,
+            Step::FallBack { way, refusal } => {
+                self.fall_back(way, refusal);
+                Ok(Flow::Continue)
             }
         }
     }

@@ -57,7 +57,7 @@ impl World {
     /// How the work stopped: `Ended` of whatever session.
     async fn drive(&self) -> &'static str {
         let session = serde_json::from_value(self.api.get(SESSION).unwrap()).unwrap();
-        let work = drive(&self.context, session, self.signals.subscribe());
+        let work = Box::pin(drive(&self.context, session, self.signals.subscribe()));
         let outcome = tokio::time::timeout(Duration::from_mins(10), work)
             .await
             .expect("never ends")
