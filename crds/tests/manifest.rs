@@ -39,14 +39,15 @@ fn manifest_yaml() -> String {
     format!("# {GENERATED}\n{}", serde_yaml::to_string(&crd).unwrap())
 }
 
-/// The same as a template: upgraded with the chart, and kept when the chart is uninstalled unless told otherwise.
+/// The same as a template, for both charts: an install for one namespace leaves it to the cluster's administrator.
+/// Upgraded with the chart, and kept when the chart is uninstalled unless told otherwise.
 fn chart_template() -> String {
     let crd = manifest::debug_sessions();
     let spec = serde_yaml::to_string(&json!({"spec": crd["spec"]})).unwrap();
     assert!(!spec.contains("{{"), "helm would take this for a template");
     format!(
         r#"{{{{- /* {GENERATED} */ -}}}}
-{{{{- if .Values.crds.install }}}}
+{{{{- if and .Values.crds.install (not .Values.watchNamespace) }}}}
 apiVersion: {api_version}
 kind: {kind}
 metadata:
@@ -71,8 +72,11 @@ fn the_manifest_is_generated_from_the_types() {
 }
 
 #[test]
-fn the_charts_copy_is_generated_from_the_types() {
-    committed("charts/sidewinder/templates/crd.yaml", &chart_template());
+fn the_charts_copies_are_generated_from_the_types() {
+    for chart in ["sidewinder", "sidewinder-cluster"] {
+        let path = format!("charts/{chart}/templates/crd.yaml");
+        committed(&path, &chart_template());
+    }
 }
 
 #[test]
