@@ -31,6 +31,11 @@ pub const RESULT_SECRET_TYPE: &str = "sidewinder.dev/result";
 /// The key of a result's bytes in such a Secret.
 pub const RESULT_SECRET_KEY: &str = "result";
 
+/// The label with which a namespace or a pod keeps sessions out, with any value but `false`. The admission policies know it.
+pub const DENY_LABEL: &str = "sidewinder.dev/deny";
+/// The label with which a namespace or a pod lets sessions in, with the value `true`, where a setting demands it.
+pub const ALLOW_LABEL: &str = "sidewinder.dev/allow";
+
 /// The annotation with which a pod names its default container.
 ///
 /// See <https://kubernetes.io/docs/reference/labels-annotations-taints/#kubectl-kubernetes-io-default-container>.
@@ -75,6 +80,16 @@ pub mod env {
     pub const HTTP_ADDRESS: &str = "SIDEWINDER_HTTP_ADDRESS";
     /// How many sessions are worked on at once (default 64).
     pub const MAX_CONCURRENT: &str = "SIDEWINDER_MAX_CONCURRENT";
+    /// The ConfigMap with the settings that are in force as soon as they change; empty (default) for none.
+    pub const SETTINGS: &str = "SIDEWINDER_SETTINGS";
+    /// Whether code runs only while the admission policies are in place (default `true`).
+    pub const REQUIRE_POLICIES: &str = "SIDEWINDER_REQUIRE_POLICIES";
+    /// Whether code runs only for a requester that the session names (default `true`).
+    pub const REQUIRE_REQUESTER: &str = "SIDEWINDER_REQUIRE_REQUESTER";
+    /// How many targets of one pod are worked on at once (default 4).
+    pub const MAX_PER_POD: &str = "SIDEWINDER_MAX_PER_POD";
+    /// How many targets on one node are worked on at once (default 8).
+    pub const MAX_PER_NODE: &str = "SIDEWINDER_MAX_PER_NODE";
     /// The operator's own pod.
     pub const POD_NAME: &str = "POD_NAME";
     /// The operator's own namespace.

@@ -6,8 +6,10 @@
     reason = "in a test a panic is the report; clippy exempts only functions marked as tests, not what they call"
 )]
 
+mod chart_fences;
+
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde::Deserialize as _;
@@ -22,9 +24,13 @@ fn chart() -> PathBuf {
 }
 
 fn helm(arguments: &[&str]) -> Output {
+    helm_of(&chart(), arguments)
+}
+
+fn helm_of(chart: &Path, arguments: &[&str]) -> Output {
     Command::new(tools::Module::Helm.binary("helm").unwrap())
         .args(arguments)
-        .arg(chart())
+        .arg(chart)
         .output()
         .unwrap()
 }
@@ -42,6 +48,10 @@ fn succeeded(output: &Output) -> String {
 
 /// `helm template` with these settings, each `name=value`.
 fn template(settings: &[&str]) -> Output {
+    template_of(&chart(), settings)
+}
+
+fn template_of(chart: &Path, settings: &[&str]) -> Output {
     let mut arguments = vec![
         "template",
         "--namespace",
@@ -53,12 +63,16 @@ fn template(settings: &[&str]) -> Output {
         arguments.extend(["--set", *setting]);
     }
     arguments.push("a-release");
-    helm(&arguments)
+    helm_of(chart, &arguments)
 }
 
 /// Every object that the chart makes.
 fn objects(settings: &[&str]) -> Vec<Value> {
-    let text = succeeded(&template(settings));
+    objects_of(&chart(), settings)
+}
+
+fn objects_of(chart: &Path, settings: &[&str]) -> Vec<Value> {
+    let text = succeeded(&template_of(chart, settings));
     serde_yaml::Deserializer::from_str(&text)
         .map(|document| Value::deserialize(document).unwrap())
         .filter(|object| !object.is_null())
@@ -147,16 +161,37 @@ fn the_operators_rights_are_these_and_no_others() {
         {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+        {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]},
+        {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+        {"apiGroups": ["admissionregistration.k8s.io"],
+            "resources": ["validatingadmissionpolicies", "validatingadmissionpolicybindings"],
+            "resourceNames": ["sidewinder-code-running", "sidewinder-operator", "sidewinder-containers"],
+            "verbs": ["get"]},
     ]);
     let own_namespace = json!([
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": [names::LEASE], "verbs": ["get", "update"]},
     ]);
+    let settings = json!([
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["sidewinder-settings"], "verbs": ["get", "list", "watch"]},
+    ]);
     let everywhere = objects(&[]);
-    assert_eq!(only(&everywhere, "ClusterRole")["rules"], cluster);
-    let role = only(&everywhere, "Role");
-    assert_eq!(role["rules"], own_namespace);
-    assert_eq!(role["metadata"]["namespace"], RELEASE_NAMESPACE);
+    let own = |role: &&&Value| role["metadata"]["name"] == names::OPERATOR;
+    let cluster_roles = of_kind(&everywhere, "ClusterRole");
+    assert_eq!(cluster_roles.iter().find(own).unwrap()["rules"], cluster);
+    for (name, rules) in [
+        ("sidewinder-leader-election", own_namespace),
+        ("sidewinder-settings", settings),
+    ] {
+        let roles = of_kind(&everywhere, "Role");
+        let role = roles
+            .iter()
+            .find(|role| role["metadata"]["name"] == name)
+            .unwrap();
+        assert_eq!(role["rules"], rules);
+        assert_eq!(role["metadata"]["namespace"], RELEASE_NAMESPACE);
+        assert_eq!(roles.len(), 2);
+    }
 
     let one_namespace = objects(&["watchNamespace=shop"]);
     assert!(of_kind(&one_namespace, "ClusterRole").is_empty());
@@ -166,7 +201,12 @@ fn the_operators_rights_are_these_and_no_others() {
         .iter()
         .find(|role| role["metadata"]["namespace"] == "shop")
         .unwrap();
-    assert_eq!(served["rules"], cluster);
+    let mut local = cluster;
+    let rules = local.as_array_mut().unwrap();
+    // The policies are no namespace's.
+    rules.pop();
+    rules.last_mut().unwrap()["resources"] = json!(["localsubjectaccessreviews"]);
+    assert_eq!(served["rules"], local);
 }
 
 #[test]
@@ -176,7 +216,7 @@ fn every_binding_gives_to_the_operators_account_alone() {
             .into_iter()
             .chain(of_kind(&objects, "RoleBinding"))
             .collect();
-        assert_eq!(bindings.len(), 2);
+        assert_eq!(bindings.len(), 3);
         for binding in bindings {
             assert_eq!(
                 binding["subjects"],
@@ -188,18 +228,24 @@ fn every_binding_gives_to_the_operators_account_alone() {
 
 #[test]
 fn every_right_says_which_call_needs_it() {
-    let text = std::fs::read_to_string(chart().join("templates/rbac.yaml")).unwrap();
-    let lines: Vec<_> = text.lines().collect();
-    let rules = lines
-        .iter()
-        .enumerate()
-        .filter(|(_, line)| line.starts_with("- apiGroups:"));
-    for (number, line) in rules {
-        assert!(
-            lines[number - 1].starts_with("# "),
-            "line {} has no comment: {line}",
-            number + 1
-        );
+    for file in [
+        "templates/rbac.yaml",
+        "templates/roles.yaml",
+        "../sidewinder-cluster/templates/policy-readers.yaml",
+    ] {
+        let text = std::fs::read_to_string(chart().join(file)).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        let rules = lines
+            .iter()
+            .enumerate()
+            .filter(|(_, line)| line.starts_with("- apiGroups:"));
+        for (number, line) in rules {
+            assert!(
+                lines[number - 1].starts_with("# "),
+                "line {} of {file} has no comment: {line}",
+                number + 1
+            );
+        }
     }
 }
 
@@ -253,6 +299,10 @@ fn the_operator_is_told_every_setting_by_its_name() {
         "sidecar.image.pullPolicy=Never",
         "extraEnv[0].name=KUBERNETES_SERVICE_HOST",
         "extraEnv[0].value=10.0.0.1",
+        "fences.requirePolicies=false",
+        "fences.requireRequester=Always",
+        "fences.maxPerPod=2",
+        "fences.maxPerNode=1000",
     ]);
     let container = operator_container(&objects);
     for (name, value) in [
@@ -267,6 +317,11 @@ fn the_operator_is_told_every_setting_by_its_name() {
         (names::env::LOG_FORMAT, "text"),
         (names::env::SIDECAR_PULL_POLICY, "Never"),
         (names::env::HTTP_ADDRESS, "0.0.0.0:8080"),
+        (names::env::SETTINGS, "sidewinder-settings"),
+        (names::env::REQUIRE_POLICIES, "false"),
+        (names::env::REQUIRE_REQUESTER, "true"),
+        (names::env::MAX_PER_POD, "2"),
+        (names::env::MAX_PER_NODE, "1000"),
         ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
     ] {
         assert_eq!(env(&container, name), value, "{name}");
@@ -278,7 +333,7 @@ fn the_operator_is_told_every_setting_by_its_name() {
         .map(|entry| entry["name"].as_str().unwrap())
         .collect();
     assert!(given.contains(names::env::POD_NAME) && given.contains(names::env::POD_NAMESPACE));
-    assert_eq!(given.len(), 15, "{given:?}");
+    assert_eq!(given.len(), 20, "{given:?}");
     assert!(!given.contains("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let traced = self::objects(&["tracing.endpoint=http://collector:4318"]);
     assert_eq!(
@@ -317,7 +372,7 @@ fn a_digest_wins_over_a_tag_in_the_pod_and_in_the_policy() {
         .unwrap();
     let expressions = fence["spec"]["validations"].to_string();
     assert!(
-        expressions.contains(&format!("== '{sidecar}'")),
+        expressions.contains(&format!("in ['{sidecar}']")),
         "{expressions}"
     );
 }
@@ -422,6 +477,20 @@ fn wrong_values_are_refused_by_name() {
         ("networkPolicy.egress=all", "/networkPolicy/egress"),
         ("prepull.maxUnavailable=0", "/prepull/maxUnavailable"),
         ("admissionPolicies.enable=false", "enable"),
+        (
+            "admissionPolicies.stampRequester=yes",
+            "/admissionPolicies/stampRequester",
+        ),
+        ("fences.killSwitch=Off", "/fences/killSwitch"),
+        ("fences.optIn=Label", "/fences/optIn"),
+        ("fences.maxTimeoutSeconds=3601", "/fences/maxTimeoutSeconds"),
+        ("fences.scripts.mode=None", "/fences/scripts/mode"),
+        (
+            "fences.scripts.allowedSha256[0]=abc",
+            "/fences/scripts/allowedSha256/0",
+        ),
+        ("fences.requireRequester=true", "/fences/requireRequester"),
+        ("fences.maxPerPod=0", "/fences/maxPerPod"),
     ] {
         let output = template(&[setting]);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();

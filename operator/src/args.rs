@@ -3,9 +3,14 @@
 use std::net::SocketAddr;
 
 use clap::{ArgAction, Parser, ValueEnum};
+use kube::Client;
 use sidewinder_crds::names::{NAMESPACE, env};
 use sidewinder_model::wire::MAX_PAYLOAD_BYTES;
 
+use crate::fences::policies::{Own, Policies};
+use crate::fences::review::Reviewer;
+use crate::fences::slots::Slots;
+use crate::fences::{self, Demands, Fences};
 use crate::inject::{MAX_SIDECARS, SidecarImage, WARN_SIDECARS};
 use crate::relay::budget::{Budget, DEFAULT_BYTES};
 use crate::session::Settings;
@@ -59,6 +64,22 @@ pub struct Args {
     /// How many sessions are worked on at once.
     #[arg(long, env = env::MAX_CONCURRENT, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_concurrent: u16,
+    /// The ConfigMap, in the operator's own namespace, with the settings that are in force as soon as they change; empty
+    /// for none.
+    #[arg(long, env = env::SETTINGS, default_value = "")]
+    pub settings_config_map: String,
+    /// Whether code runs only while the admission policies are in place.
+    #[arg(long, env = env::REQUIRE_POLICIES, default_value_t = true, action = ArgAction::Set)]
+    pub require_policies: bool,
+    /// Whether code runs only for a requester that the session names.
+    #[arg(long, env = env::REQUIRE_REQUESTER, default_value_t = true, action = ArgAction::Set)]
+    pub require_requester: bool,
+    /// How many targets of one pod are worked on at once.
+    #[arg(long, env = env::MAX_PER_POD, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_per_pod: u16,
+    /// How many targets on one node are worked on at once.
+    #[arg(long, env = env::MAX_PER_NODE, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_per_node: u16,
     /// The operator's own pod: its identity among the replicas.
     #[arg(long, env = env::POD_NAME, default_value = "")]
     pub pod_name: String,
@@ -139,6 +160,28 @@ impl Args {
         Budget::new(usize::try_from(self.result_memory_bytes).unwrap_or(usize::MAX))
     }
 
+    /// What refuses sessions. Watches the settings from now on.
+    pub async fn fences(&self, client: &Client) -> Fences {
+        let own = Own::new(&self.pod_namespace, &self.sidecar_image);
+        let demands = Demands {
+            policies: self.require_policies,
+            requester: self.require_requester,
+        };
+        Fences::new(
+            client.clone(),
+            demands,
+            fences::settings::watched(
+                client.clone(),
+                &self.pod_namespace,
+                &self.settings_config_map,
+            )
+            .await,
+            Policies::new(client.clone(), own),
+            Reviewer::new(client.clone(), !self.watch_namespace.is_empty()),
+            Slots::new(self.max_per_pod.into(), self.max_per_node.into()),
+        )
+    }
+
     /// What this replica is called. Two replicas of one name would both lead.
     pub fn identity(&self) -> String {
         if self.pod_name.is_empty() {
@@ -170,6 +213,9 @@ mod tests {
         assert_eq!(settings.result_max_bytes, 16 * 1024 * 1024);
         assert_eq!(args.budget().bytes(), 128 * 1024 * 1024);
         assert!(args.leader_election);
+        // Whoever leaves these out gets the careful ones.
+        assert!(args.require_policies && args.require_requester);
+        assert_eq!((args.max_per_pod, args.max_per_node), (4, 8));
         assert!(parse(&[]).is_err());
     }
 
@@ -185,6 +231,9 @@ mod tests {
             ["--max-concurrent", "0"],
             ["--result-max-bytes", "65535"],
             ["--result-memory-bytes", "1048576"],
+            ["--max-per-pod", "0"],
+            ["--max-per-node", "0"],
+            ["--require-policies", "maybe"],
             ["--http-address", "8080"],
             ["--leader-election", "perhaps"],
         ] {

@@ -181,6 +181,12 @@ impl FakeApi {
             .push_back((method, ending, query, code, status));
     }
 
+    /// Answers the next request of this kind.
+    pub(crate) fn answer_next(&self, method: Method, ending: &'static str, code: u16, body: Value) {
+        let answer = (method, ending, "", code, body);
+        self.store().scripted.push_back(answer);
+    }
+
     /// Waits until `holds` is true of the object at `path`.
     pub(crate) async fn until(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let mut changes = self.changed.subscribe();
@@ -251,7 +257,7 @@ impl FakeApi {
             return respond(200, &object);
         }
         let kind = path.rsplit('/').next().unwrap_or_default();
-        if matches!(kind, "pods" | "debugsessions") {
+        if matches!(kind, "pods" | "debugsessions" | "configmaps") {
             let items = self.list(path, query);
             let version = self.store().version.to_string();
             return respond(

@@ -1,0 +1,295 @@
+//! What may be refused before anything is touched: by settings, by labels, by the requester's own rights, and because
+//! the admission policies that hold requesters and this operator are not in place.
+//!
+//! The decision is [`allow`], a pure function. What it needs is read by the files beside: the settings, as soon as they
+//! change, in [`settings`]; the policies in [`policies`]; the requester's rights in [`review`]. Everything fails closed for
+//! what runs code; read-only actions go on where something cannot be read.
+
+pub mod audit;
+pub mod policies;
+pub mod review;
+pub mod settings;
+pub mod slots;
+pub mod words;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::Api;
+use kube::core::PartialObjectMeta;
+use kube::{Client, ResourceExt};
+use sidewinder_crds::names::{ALLOW_LABEL, DENY_LABEL};
+use sidewinder_crds::{DebugSession, SessionAction};
+use sidewinder_model::Reason;
+use tokio::sync::watch;
+
+use self::policies::Policies;
+use self::review::Reviewer;
+use self::settings::{KillSwitch, OptIn, Scripts, Settings};
+use self::slots::Slots;
+use crate::error::{Error, patiently};
+use crate::inject::Refusal;
+
+/// Labels, as an object carries them.
+pub type Labels = BTreeMap<String, String>;
+
+/// What is known of a session's surroundings. What is `None` was not looked at, or is not known yet, and is not judged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts<'a> {
+    /// The labels of the session's namespace.
+    pub namespace: Option<&'a Labels>,
+    /// The target pod's name and labels.
+    pub pod: Option<(&'a str, &'a Labels)>,
+    /// The digest of the bytes that would run.
+    pub script_sha256: Option<&'a str>,
+}
+
+/// Whether the settings allow `session`: of it itself, of its namespace, of a pod and of a script, as far as `facts` go.
+///
+/// # Errors
+/// When they do not: why, and which setting or label says so.
+pub fn allow(
+    session: &DebugSession,
+    facts: &Facts<'_>,
+    settings: &Settings,
+) -> Result<(), Refusal> {
+    let code = runs_code(session);
+    if let Some(refusal) = switched_off(session, settings) {
+        return Err(refusal);
+    }
+    if code && let Err(wrong) = &settings.readable {
+        return Err(denied(format!(
+            "the operator's settings cannot be read, and until then nothing runs code: {wrong}"
+        )));
+    }
+    let spec = &session.spec;
+    let longest = settings.max_timeout_seconds;
+    if spec.timeout_seconds > longest {
+        return Err(denied(format!(
+            "timeoutSeconds is {}, and the setting maxTimeoutSeconds allows {longest} at most",
+            spec.timeout_seconds
+        )));
+    }
+    if settings.require_reason
+        && spec
+            .reason
+            .as_deref()
+            .is_none_or(|why| why.trim().is_empty())
+    {
+        return Err(denied(
+            "the setting requireReason demands spec.reason: why this is done, for example an incident's number",
+        ));
+    }
+    if let Some(labels) = facts.namespace {
+        let namespace = session.namespace().unwrap_or_default();
+        welcome(
+            &format!("namespace {namespace}"),
+            labels,
+            settings.opt_in == OptIn::Namespace,
+            "Namespace",
+        )?;
+    }
+    if let Some((name, labels)) = facts.pod {
+        welcome(
+            &format!("pod {name}"),
+            labels,
+            settings.opt_in == OptIn::Pod,
+            "Pod",
+        )?;
+    }
+    if matches!(spec.action(), Some(SessionAction::RemoteExec(_))) {
+        script(facts.script_sha256, &settings.scripts)?;
+    }
+    Ok(())
+}
+
+/// Whether the session needs the requester's own right to run code. One without an action that is known might.
+pub fn runs_code(session: &DebugSession) -> bool {
+    session.spec.action().is_none_or(SessionAction::runs_code)
+}
+
+/// Whether the kill switch concerns the session.
+pub fn switched_off(session: &DebugSession, settings: &Settings) -> Option<Refusal> {
+    let (what, setting) = match settings.kill_switch {
+        KillSwitch::None => return None,
+        KillSwitch::CodeRunning if !runs_code(session) => return None,
+        KillSwitch::CodeRunning => ("sessions that run code", "CodeRunning"),
+        KillSwitch::All => ("all sessions", "All"),
+    };
+    Some(denied(format!(
+        "the kill switch is on: {what} are refused (killSwitch is {setting} in the operator's settings)"
+    )))
+}
+
+fn denied(message: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::PolicyDenied, message)
+}
+
+/// `deny` holds for every value but `false`, so that whoever writes `yes` is understood; `allow` for `true` alone.
+fn welcome(what: &str, labels: &Labels, opt_in: bool, setting: &str) -> Result<(), Refusal> {
+    if let Some(value) = labels.get(DENY_LABEL).filter(|value| *value != "false") {
+        return Err(denied(format!(
+            "{what} has the label {DENY_LABEL}={value}, which keeps sessions out"
+        )));
+    }
+    if opt_in && labels.get(ALLOW_LABEL).is_none_or(|value| value != "true") {
+        return Err(denied(format!(
+            "{what} has no label {ALLOW_LABEL}=true, which the setting optIn: {setting} demands"
+        )));
+    }
+    Ok(())
+}
+
+/// A script whose digest is not known yet is not judged by the list, and must be once it is read.
+fn script(digest: Option<&str>, scripts: &Scripts) -> Result<(), Refusal> {
+    match (scripts, digest) {
+        (Scripts::Any, _) | (Scripts::AllowList(_), None) => Ok(()),
+        (Scripts::AllowList(allowed), Some(digest)) if allowed.contains(digest) => Ok(()),
+        (Scripts::AllowList(_), Some(digest)) => Err(denied(format!(
+            "the script's SHA-256 digest {digest} is not in the setting scriptsAllowedSha256"
+        ))),
+        (Scripts::RecipesOnly, _) => Err(denied(
+            "the setting scriptsMode is RecipesOnly: scripts are refused, recipes are not",
+        )),
+    }
+}
+
+/// What the configuration says once and for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demands {
+    /// Whether code runs only while the admission policies are in place.
+    pub policies: bool,
+    /// Whether code runs only for somebody who is named in the session.
+    pub requester: bool,
+}
+
+/// Everything that can refuse a session, together.
+pub struct Fences {
+    client: Client,
+    demands: Demands,
+    settings: watch::Receiver<Settings>,
+    policies: Policies,
+    reviewer: Reviewer,
+    /// How many targets are worked on at once, per pod and per node.
+    pub slots: Slots,
+}
+
+impl Fences {
+    /// Puts them together.
+    pub fn new(
+        client: Client,
+        demands: Demands,
+        settings: watch::Receiver<Settings>,
+        policies: Policies,
+        reviewer: Reviewer,
+        slots: Slots,
+    ) -> Self {
+        Self {
+            client,
+            demands,
+            settings,
+            policies,
+            reviewer,
+            slots,
+        }
+    }
+
+    /// To be asked once when a session is taken up, and again right before anything runs, with the script's digest where
+    /// one is known by then: whether settings, the namespace's labels, the policies and the requester allow it.
+    /// Afterwards, for each pod, [`Self::pod`].
+    ///
+    /// # Errors
+    /// When the API server does not answer. A refusal is the inner error.
+    pub async fn session(
+        &self,
+        session: &DebugSession,
+        script_sha256: Option<&str>,
+    ) -> Result<Result<(), Refusal>, Error> {
+        let settings = self.settings.borrow().clone();
+        let facts = Facts {
+            script_sha256,
+            ..Facts::default()
+        };
+        // What needs no look at the API server comes first.
+        if let Err(refusal) = allow(session, &facts, &settings) {
+            return Ok(Err(refusal));
+        }
+        let labels = match self.namespace(session).await? {
+            Ok(labels) => labels,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let facts = Facts {
+            namespace: Some(&labels),
+            ..facts
+        };
+        if let Err(refusal) = allow(session, &facts, &settings) {
+            return Ok(Err(refusal));
+        }
+        if !runs_code(session) {
+            return Ok(Ok(()));
+        }
+        if self.demands.policies
+            && let Err(refusal) = self.policies.in_place().await?
+        {
+            return Ok(Err(refusal));
+        }
+        match &session.spec.requested_by {
+            Some(requester) => self.reviewer.review(session, requester).await,
+            None if self.demands.requester => Ok(Err(review::unknown_requester())),
+            None => Ok(Ok(())),
+        }
+    }
+
+    /// Whether `pod` lets this session in. Needs no look at the API server.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn pod(&self, session: &DebugSession, pod: &Pod) -> Result<(), Refusal> {
+        let name = pod.name_any();
+        let facts = Facts {
+            pod: Some((&name, pod.labels())),
+            ..Facts::default()
+        };
+        allow(session, &facts, &self.settings.borrow())
+    }
+
+    /// Waits until the kill switch concerns this session, which then is to be cancelled for the reason returned. Waits
+    /// for ever where it never does. Nothing is lost when this is dropped.
+    pub async fn killed(&self, session: &DebugSession) -> Refusal {
+        let mut settings = self.settings.clone();
+        loop {
+            if let Some(refusal) = switched_off(session, &settings.borrow_and_update()) {
+                return refusal;
+            }
+            if settings.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// The settings, now and after each change.
+    pub fn settings(&self) -> watch::Receiver<Settings> {
+        self.settings.clone()
+    }
+
+    async fn namespace(&self, session: &DebugSession) -> Result<Result<Labels, Refusal>, Error> {
+        let name = session.namespace().unwrap_or_default();
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
+        let answer = patiently(
+            || format!("read namespace {name}"),
+            || api.get_metadata(&name),
+        )
+        .await;
+        match answer {
+            Ok(found) => Ok(Ok(found.metadata.labels.unwrap_or_default())),
+            Err(error) if matches!(error.code(), Some(403 | 404)) => Ok(Err(denied(format!(
+                "the labels of namespace {name} cannot be read, which say whether sessions are welcome there: {}",
+                error.api().map_or("", |status| status.message.as_str())
+            )))),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+use serde_json::json;
+
+use super::*;
+use crate::testing::FakeApi;
+
+fn data(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+#[test]
+fn what_the_chart_writes_can_be_read() {
+    let digest = "AB".repeat(32);
+    let found = Settings::read(&data(&[
+        ("killSwitch", "CodeRunning"),
+        ("optIn", "Pod"),
+        ("maxTimeoutSeconds", "600"),
+        ("requireReason", "true"),
+        ("scriptsMode", "AllowList"),
+        (
+            "scriptsAllowedSha256",
+            &format!("{digest}\n{}", "0".repeat(64)),
+        ),
+    ]));
+    let allowed = BTreeSet::from(["ab".repeat(32), "0".repeat(64)]);
+    assert_eq!(
+        found,
+        Settings {
+            readable: Ok(()),
+            kill_switch: KillSwitch::CodeRunning,
+            opt_in: OptIn::Pod,
+            max_timeout_seconds: 600,
+            require_reason: true,
+            scripts: Scripts::AllowList(allowed),
+        }
+    );
+    assert_eq!(Settings::read(&BTreeMap::new()), Settings::default());
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_the_rest_holds() {
+    for (key, value, words) in [
+        (
+            "killSwitch",
+            "On",
+            "killSwitch is `On`, and may be None, CodeRunning or All",
+        ),
+        ("killswitch", "All", "there is no setting killswitch"),
+        ("optIn", "label", "optIn"),
+        ("maxTimeoutSeconds", "0", "maxTimeoutSeconds"),
+        ("maxTimeoutSeconds", "3601", "a number from 1 to 3600"),
+        ("maxTimeoutSeconds", "1h", "maxTimeoutSeconds"),
+        ("requireReason", "yes", "true or false"),
+        ("scriptsMode", "", "scriptsMode"),
+        ("scriptsAllowedSha256", "abc", "no SHA-256 digest"),
+        ("optIn", "a\nb", "a\\nb"),
+    ] {
+        let found = Settings::read(&data(&[(key, value), ("requireReason2", "x")]));
+        let wrong = found.readable.unwrap_err();
+        assert!(wrong.contains(words), "{wrong}");
+        assert!(wrong.contains("requireReason2"), "{wrong}");
+    }
+    let half = Settings::read(&data(&[("killSwitch", "All"), ("optIn", "x")]));
+    assert_eq!(half.kill_switch, KillSwitch::All);
+    assert!(half.readable.is_err());
+}
+
+#[test]
+fn an_allow_list_without_digests_allows_nothing() {
+    let found = Settings::read(&data(&[("scriptsMode", "AllowList")]));
+    assert_eq!(found.scripts, Scripts::AllowList(BTreeSet::new()));
+}
+
+#[tokio::test]
+async fn a_change_is_in_force_at_once_and_a_deletion_fails_closed() {
+    let (client, api) = FakeApi::new();
+    let path = "/api/v1/namespaces/sidewinder-system/configmaps/sidewinder-settings";
+    let map = |data: serde_json::Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "sidewinder-settings", "uid": "1"}, "data": data});
+    api.put(path, &map(json!({"killSwitch": "None"})));
+    let mut settings = watched(client, "sidewinder-system", "sidewinder-settings").await;
+    assert_eq!(*settings.borrow_and_update(), Settings::default());
+    api.put(path, &map(json!({"killSwitch": "All"})));
+    settings.changed().await.unwrap();
+    assert_eq!(settings.borrow_and_update().kill_switch, KillSwitch::All);
+    api.remove(path);
+    settings.changed().await.unwrap();
+    assert!(settings.borrow_and_update().readable.is_err());
+}
+
+#[tokio::test]
+async fn a_config_map_that_is_not_there_fails_closed_and_no_name_means_none() {
+    let (client, _api) = FakeApi::new();
+    let settings = watched(client.clone(), "sidewinder-system", "sidewinder-settings").await;
+    let wrong = settings.borrow().readable.clone().unwrap_err();
+    assert!(
+        wrong.contains("there is no ConfigMap sidewinder-system/sidewinder-settings"),
+        "{wrong}"
+    );
+    let none = watched(client, "sidewinder-system", "").await;
+    assert_eq!(*none.borrow(), Settings::default());
+}
