@@ -61,6 +61,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         events: events.clone(),
         refusals: Refusals::default(),
+        fences: args.fences(&client).await,
     });
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -75,6 +76,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         stop.clone(),
     ));
 
+    let announced = tokio::spawn({
+        let (context, stop) = (Arc::clone(&context), stop.clone());
+        async move {
+            stop.run_until_cancelled(context.fences.announce()).await;
+        }
+    });
     let namespace = (!args.watch_namespace.is_empty()).then(|| args.watch_namespace.clone());
     let work = Box::pin(session::run(context, namespace, stop.clone()));
     let led = if args.leader_election {
@@ -90,6 +97,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     stop.cancel();
     // It ends with the token at the latest; nothing may call the operator ready after this.
     let _ = reached.await;
+    let _ = announced.await;
     readiness.set(false);
     let ending = async {
         events.flush().await;

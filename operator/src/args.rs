@@ -178,7 +178,7 @@ impl Args {
             .await,
             Policies::new(client.clone(), own),
             Reviewer::new(client.clone(), !self.watch_namespace.is_empty()),
-            Slots::new(self.max_per_pod.into(), self.max_per_node.into()),
+            || Slots::new(self.max_per_pod.into(), self.max_per_node.into()),
         )
     }
 

@@ -13,6 +13,7 @@ pub mod slots;
 pub mod words;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::Api;
@@ -21,13 +22,15 @@ use kube::{Client, ResourceExt};
 use sidewinder_crds::names::{ALLOW_LABEL, DENY_LABEL};
 use sidewinder_crds::{DebugSession, SessionAction};
 use sidewinder_model::Reason;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 use self::policies::Policies;
 use self::review::Reviewer;
 use self::settings::{KillSwitch, OptIn, Scripts, Settings};
 use self::slots::Slots;
-use crate::error::{Error, patiently};
+use crate::error::{Error, describe, patiently};
 use crate::inject::Refusal;
 
 /// Labels, as an object carries them.
@@ -170,8 +173,10 @@ pub struct Fences {
     settings: watch::Receiver<Settings>,
     policies: Policies,
     reviewer: Reviewer,
-    /// How many targets are worked on at once, per pod and per node.
-    pub slots: Slots,
+    /// For what only reads, which must not wait for scripts that run long.
+    reading: Slots,
+    /// For what runs code.
+    running: Slots,
 }
 
 impl Fences {
@@ -182,7 +187,7 @@ impl Fences {
         settings: watch::Receiver<Settings>,
         policies: Policies,
         reviewer: Reviewer,
-        slots: Slots,
+        slots: impl Fn() -> Slots,
     ) -> Self {
         Self {
             client,
@@ -190,13 +195,53 @@ impl Fences {
             settings,
             policies,
             reviewer,
-            slots,
+            reading: slots(),
+            running: slots(),
         }
     }
 
-    /// To be asked once when a session is taken up, and again right before anything runs, with the script's digest where
-    /// one is known by then: whether settings, the namespace's labels, the policies and the requester allow it.
-    /// Afterwards, for each pod, [`Self::pod`].
+    /// Says in the log what holds and what does not, once.
+    pub async fn announce(&self) {
+        if !self.demands.policies {
+            warn!(
+                "fences.requirePolicies is false: code runs without a look at the admission policies that hold requesters and this operator"
+            );
+        }
+        if !self.demands.requester {
+            warn!(
+                "fences.requireRequester is false: sessions that do not say who asks run code, and nobody's rights are asked for again"
+            );
+        }
+        match self.policies.in_place().await {
+            Ok(Ok(())) => info!("the admission policies are in place"),
+            Ok(Err(refusal)) => warn!("{}", refusal.message),
+            Err(error) => {
+                warn!(error = %describe(&error), "the admission policies cannot be read");
+            }
+        }
+    }
+
+    /// How many targets are worked on at once, per pod and per node: of sessions that run code, and of those that read.
+    pub fn slots(&self, session: &DebugSession) -> &Slots {
+        if runs_code(session) {
+            &self.running
+        } else {
+            &self.reading
+        }
+    }
+
+    /// The way of one session through the fences. `session` is as it was asked for.
+    pub fn gate(&self, session: DebugSession, script_sha256: Option<String>) -> Gate<'_> {
+        Gate {
+            fences: self,
+            session,
+            script_sha256,
+            reviewed: Mutex::new(None),
+        }
+    }
+
+    /// To be asked when a session is taken up, with its script's digest: whether settings, the namespace's labels and the
+    /// policies allow it, and whether it says who asks. Right before anything is done, [`Gate::act`] is asked.
     ///
     /// # Errors
     /// When the API server does not answer. A refusal is the inner error.
@@ -233,24 +278,24 @@ impl Fences {
         {
             return Ok(Err(refusal));
         }
+        if self.demands.requester && session.spec.requested_by.is_none() {
+            return Ok(Err(review::unknown_requester()));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Whether the policies, and the requester's own rights, allow what runs code, as of now.
+    async fn review(&self, session: &DebugSession) -> Result<Result<(), Refusal>, Error> {
+        if self.demands.policies
+            && let Err(refusal) = self.policies.in_place().await?
+        {
+            return Ok(Err(refusal));
+        }
         match &session.spec.requested_by {
             Some(requester) => self.reviewer.review(session, requester).await,
             None if self.demands.requester => Ok(Err(review::unknown_requester())),
             None => Ok(Ok(())),
         }
-    }
-
-    /// Whether `pod` lets this session in. Needs no look at the API server.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn pod(&self, session: &DebugSession, pod: &Pod) -> Result<(), Refusal> {
-        let name = pod.name_any();
-        let facts = Facts {
-            pod: Some((&name, pod.labels())),
-            ..Facts::default()
-        };
-        allow(session, &facts, &self.settings.borrow())
     }
 
     /// Waits until the kill switch concerns this session, which then is to be cancelled for the reason returned. Waits
@@ -288,6 +333,61 @@ impl Fences {
             )))),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// How long an answer about the requester's rights holds: long enough for the steps of a warm session and for the pods of
+/// a fleet that are begun together, and no longer.
+const REVIEWED: Duration = Duration::from_secs(5);
+
+/// One session's way through the fences, shared by its pods.
+pub struct Gate<'a> {
+    fences: &'a Fences,
+    session: DebugSession,
+    script_sha256: Option<String>,
+    /// When the requester's rights were asked for.
+    reviewed: Mutex<Option<Instant>>,
+}
+
+impl Gate<'_> {
+    /// To be asked once, before anything else.
+    ///
+    /// # Errors
+    /// When the API server does not answer. A refusal is the inner error.
+    pub async fn begin(&self) -> Result<Result<(), Refusal>, Error> {
+        self.fences
+            .session(&self.session, self.script_sha256.as_deref())
+            .await
+    }
+
+    /// To be asked before each step that touches `pod`: whether settings and the pod's labels still allow it, and, for
+    /// what runs code, the policies and the requester's own rights as of a moment ago.
+    ///
+    /// # Errors
+    /// When the API server does not answer. A refusal is the inner error.
+    pub async fn act(&self, pod: &Pod) -> Result<Result<(), Refusal>, Error> {
+        let name = pod.name_any();
+        let facts = Facts {
+            pod: Some((&name, pod.labels())),
+            script_sha256: self.script_sha256.as_deref(),
+            ..Facts::default()
+        };
+        if let Err(refusal) = allow(&self.session, &facts, &self.fences.settings.borrow()) {
+            return Ok(Err(refusal));
+        }
+        if !runs_code(&self.session) {
+            return Ok(Ok(()));
+        }
+        // Pods that come together share one answer.
+        let mut reviewed = self.reviewed.lock().await;
+        if reviewed.is_some_and(|when| when.elapsed() < REVIEWED) {
+            return Ok(Ok(()));
+        }
+        let answer = self.fences.review(&self.session).await?;
+        if answer.is_ok() {
+            *reviewed = Some(Instant::now());
+        }
+        Ok(answer)
     }
 }
 

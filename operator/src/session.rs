@@ -25,6 +25,7 @@ use tokio::time::Instant;
 pub use self::controller::run;
 use self::result::Sensitive;
 use crate::events::Events;
+use crate::fences::Fences;
 use crate::inject::{Refusal, SidecarImage};
 use crate::metrics::Metrics;
 use crate::relay::pool::Pool;
@@ -61,6 +62,8 @@ pub struct Context<C> {
     pub events: Events,
     /// Recent refusals.
     pub refusals: Refusals,
+    /// What refuses sessions.
+    pub fences: Fences,
 }
 
 /// Pods in which admission refused the preferred way a moment ago.

@@ -16,6 +16,11 @@ use sidewinder_crds::DebugSession;
 use tokio::sync::watch;
 
 pub(crate) use self::agents::Agents;
+use crate::fences::policies::{Own, Policies};
+use crate::fences::review::Reviewer;
+use crate::fences::settings::Settings;
+use crate::fences::slots::Slots;
+use crate::fences::{Demands, Fences};
 use crate::inject::SidecarImage;
 
 /// The namespace of every test.
@@ -30,6 +35,22 @@ pub(crate) fn sidecar() -> SidecarImage {
         max_per_pod: 32,
         warn_per_pod: 24,
     }
+}
+
+/// Fences that demand neither policies nor a requester.
+pub(crate) fn fences(client: &Client) -> Fences {
+    let demands = Demands {
+        policies: false,
+        requester: false,
+    };
+    Fences::new(
+        client.clone(),
+        demands,
+        watch::channel(Settings::default()).1,
+        Policies::new(client.clone(), Own::new("sidewinder-system", "sidecar:1")),
+        Reviewer::new(client.clone(), false),
+        || Slots::new(4, 8),
+    )
 }
 
 /// A running pod `web-0` with one container `app`, changed by `patch`.
@@ -107,6 +128,10 @@ impl FakeApi {
             store: Arc::default(),
             changed: watch::channel(0).0,
         };
+        api.put(
+            &format!("/api/v1/namespaces/{NAMESPACE}"),
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+        );
         let server = api.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = server.clone();

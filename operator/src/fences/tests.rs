@@ -187,7 +187,7 @@ fn fences(demands: Demands) -> (Fences, FakeApi, watch::Sender<Settings>) {
         settings,
         Policies::new(client.clone(), own),
         Reviewer::new(client, false),
-        Slots::new(4, 8),
+        || Slots::new(4, 8),
     );
     (fences, api, sender)
 }
@@ -236,10 +236,10 @@ async fn a_requester_is_demanded_where_the_setting_says_so() {
     with_namespace(&api, &json!({}));
     lax.session(&script(), None).await.unwrap().unwrap();
     // Whoever is named is asked for all the same.
-    let named = testing::session(
-        json!({"remoteExec": {"script": "1"}, "requestedBy": {"username": "ann"}}),
-    );
-    let refusal = lax.session(&named, None).await.unwrap().unwrap_err();
+    let gate = lax.gate(named(), None);
+    gate.begin().await.unwrap().unwrap();
+    let pod = testing::pod(json!({}));
+    let refusal = gate.act(&pod).await.unwrap().unwrap_err();
     assert_eq!(refusal.reason, Reason::PolicyDenied);
     assert_eq!(api.made(&Method::POST, "/subjectaccessreviews").len(), 1);
 }
@@ -278,10 +278,38 @@ async fn the_kill_switch_reaches_those_that_run() {
 #[tokio::test]
 async fn the_pods_label_is_judged_by_the_pod() {
     let (fences, _api, settings) = fences(EVERYTHING);
+    let gate = fences.gate(stacks(), None);
     let pod = testing::pod(json!({}));
-    fences.pod(&stacks(), &pod).unwrap();
+    gate.act(&pod).await.unwrap().unwrap();
     settings.send_modify(|settings| settings.opt_in = OptIn::Pod);
-    is_denied(fences.pod(&stacks(), &pod), "pod web-0");
+    is_denied(gate.act(&pod).await.unwrap(), "pod web-0");
     let allowed = testing::pod(json!({"metadata": {"labels": {"sidewinder.dev/allow": "true"}}}));
-    fences.pod(&stacks(), &allowed).unwrap();
+    gate.act(&allowed).await.unwrap().unwrap();
+}
+
+fn named() -> DebugSession {
+    testing::session(json!({"remoteExec": {"script": "1"}, "requestedBy": {"username": "ann"}}))
+}
+
+#[tokio::test(start_paused = true)]
+async fn rights_are_asked_for_once_for_pods_that_come_together_and_again_later() {
+    let (fences, api, _settings) = fences(Demands {
+        policies: false,
+        requester: true,
+    });
+    let gate = fences.gate(named(), None);
+    let pod = testing::pod(json!({}));
+    let yes = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {}, "status": {"allowed": true}});
+    api.answer_next(Method::POST, "subjectaccessreviews", 201, yes);
+    let (one, other) = tokio::join!(gate.act(&pod), gate.act(&pod));
+    one.unwrap().unwrap();
+    other.unwrap().unwrap();
+    assert_eq!(api.made(&Method::POST, "subjectaccessreviews").len(), 1);
+    // Taken away meanwhile.
+    tokio::time::advance(REVIEWED).await;
+    let refusal = gate.act(&pod).await.unwrap().unwrap_err();
+    assert_eq!(refusal.reason, Reason::PolicyDenied);
+    // A refusal is not remembered.
+    gate.act(&pod).await.unwrap().unwrap_err();
+    assert_eq!(api.made(&Method::POST, "subjectaccessreviews").len(), 3);
 }

@@ -232,6 +232,7 @@ mod tests {
             },
             metrics: Metrics::new(),
             events: Events::new(client.clone(), "test"),
+            fences: crate::testing::fences(client),
             refusals: Refusals::default(),
         })
     }

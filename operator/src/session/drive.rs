@@ -22,7 +22,7 @@ use sidewinder_crds::conditions::whole_seconds;
 use sidewinder_crds::{DebugSession, DebugSessionStatus, Phase, SessionAction, TargetStatus};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::Instrument;
+use tracing::{Instrument, warn};
 
 use self::board::{Board, SHOW_EVERY};
 pub(super) use self::end::report;
@@ -42,6 +42,8 @@ pub struct Signal {
     pub latest: Option<Arc<DebugSession>>,
     /// It was deleted.
     pub gone: bool,
+    /// The kill switch ends it.
+    pub killed: bool,
 }
 
 /// How work on a session stopped.
@@ -96,6 +98,21 @@ pub async fn drive<C: Connect>(
     };
     telemetry::session_started(&view, session.status.is_some());
     let board = Board::new(context, &signal, session.clone(), status.clone());
+    let mut asked = session.clone();
+    if let Some(exec) = &mut asked.spec.remote_exec {
+        // Each pod would keep it.
+        exec.script = exec.script.take().map(|_| String::new());
+    }
+    let gate = context.fences.gate(asked, status.script_sha256.clone());
+    // What was given to an agent, or has ended, is past every fence.
+    let begun = session
+        .status
+        .as_ref()
+        .is_some_and(|status| !status.targets.is_empty());
+    let chosen = match chosen {
+        Ok(targets) if !begun => gate.begin().await?.map(|()| targets),
+        chosen => chosen,
+    };
     let mut lone = None;
     let mut targets = match chosen {
         Ok(targets) => targets,
@@ -139,6 +156,7 @@ pub async fn drive<C: Connect>(
                         &view,
                         target,
                         script.as_ref(),
+                        &gate,
                         signal.subscribe(),
                     )
                 });
@@ -174,6 +192,12 @@ pub async fn drive<C: Connect>(
         outcome = keep_showing(&board), if several => outcome,
         outcome = async {
             pass_on(&mut signals, &signal).await;
+            std::future::pending().await
+        } => outcome,
+        outcome = async {
+            let refusal = context.fences.killed(&session).await;
+            warn!("{}", refusal.message);
+            signal.send_modify(|signal| signal.killed = true);
             std::future::pending().await
         } => outcome,
     }

@@ -54,7 +54,8 @@ fn world(agents: &Agents, pids: &[i32]) -> World {
                 max_concurrent: 1,
             },
             metrics: Metrics::new(),
-            events: Events::new(client, "test"),
+            events: Events::new(client.clone(), "test"),
+            fences: crate::testing::fences(&client),
             refusals: Refusals::default(),
         },
     }

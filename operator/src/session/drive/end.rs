@@ -15,6 +15,7 @@ use super::board::Board;
 use super::run::Run;
 use super::{Flow, Outcome, elapsed};
 use crate::error::Error;
+use crate::fences::audit;
 use crate::relay::Reply;
 use crate::relay::connect::Connect;
 use crate::session::result::{Finished, PodEnd, Reached};
@@ -109,13 +110,29 @@ pub(in crate::session) fn report<C>(
             .map(|condition| condition.message.clone())
             .unwrap_or_default()
     };
+    let digest = status.script_sha256.as_deref();
+    let record_of = |end: &PodEnd| {
+        let entry = end.entries.first().map(|entry| &entry.status);
+        let pod = entry.map(|entry| {
+            let uid = entry.pod_uid.as_deref().unwrap_or_default();
+            (entry.pod_name.as_str(), uid)
+        });
+        audit::record(session, digest, pod, end.reason)
+    };
+    for end in ends {
+        record_of(end).log();
+    }
+    let whole = match ends {
+        [end] => record_of(end),
+        _ => audit::record(session, digest, None, *reason),
+    };
     telemetry::session_ended(session, *reason, *complete, took);
     context.events.publish(
         session,
         session,
         *reason,
         *complete,
-        &format!("{action}: {words}"),
+        &format!("{action}: {words} [{}]", whole.note()),
     );
     for end in ends.iter().filter(|end| end.reached >= Reached::Request) {
         let Some(entry) = end.entries.first() else {
@@ -136,9 +153,10 @@ pub(in crate::session) fn report<C>(
             end.reason,
             end.complete,
             &format!(
-                "DebugSession {}: {action}: {}",
+                "DebugSession {}: {action}: {} [{}]",
                 session.name_any(),
-                end.reason.sentence()
+                end.reason.sentence(),
+                record_of(end).note()
             ),
         );
     }

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sidewinder_crds::{DebugSession, Phase, TargetStatus};
+use sidewinder_model::Reason;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{Instrument, debug, info};
@@ -19,6 +21,8 @@ use tracing::{Instrument, debug, info};
 use super::board::Board;
 use super::{Flow, Outcome, Signal, Target, at_most_once};
 use crate::error::Error;
+use crate::fences::Gate;
+use crate::fences::slots::Permit;
 use crate::inject::{self, Refusal};
 use crate::relay::connect::{Connect, Endpoint};
 use crate::relay::{Agent, Replies};
@@ -56,6 +60,7 @@ pub(super) struct Run<'a, C> {
     /// The sidecar that the session goes through, for the status.
     pub(super) entry: TargetStatus,
     pub(super) pod_changes: Option<BoxStream<'static, Option<Pod>>>,
+    gate: &'a Gate<'a>,
 }
 
 impl<'a, C: Connect> Run<'a, C> {
@@ -66,6 +71,7 @@ impl<'a, C: Connect> Run<'a, C> {
         session: &DebugSession,
         target: &Target,
         script: Option<&Result<Arc<str>, Refusal>>,
+        gate: &'a Gate<'a>,
         signals: watch::Receiver<Signal>,
     ) -> Self {
         let mut session = session.clone();
@@ -96,6 +102,7 @@ impl<'a, C: Connect> Run<'a, C> {
             cancel_sent: false,
             entry: target.entry.clone(),
             pod_changes: None,
+            gate,
         }
     }
 
@@ -107,10 +114,17 @@ impl<'a, C: Connect> Run<'a, C> {
             status.start_time = Some(Time(Timestamp::now()));
         }
         self.observed.pod = self.read_pod().await?;
+        let _permit = match self.take_turn().await? {
+            Ok(permit) => permit,
+            Err(end) => return Ok(self.ended(end)),
+        };
         self.take_up();
         self.recall_refusals();
         if self.session.spec.dry_run {
-            let end = self.preflight().await?;
+            let end = match self.refused_at_the_gate().await? {
+                Some(end) => end,
+                None => self.preflight().await?,
+            };
             return Ok(self.ended(end));
         }
         loop {
@@ -121,6 +135,11 @@ impl<'a, C: Connect> Run<'a, C> {
             }
             let step = self.plan();
             debug!(step = step_name(&step), "next");
+            if self.touches(&step)
+                && let Some(end) = self.refused_at_the_gate().await?
+            {
+                return Ok(self.ended(end));
+            }
             let began = Instant::now();
             if let Step::End(end) = step {
                 return Ok(self.ended(*end));
@@ -164,6 +183,74 @@ impl<'a, C: Connect> Run<'a, C> {
                 Ok(Flow::Continue)
             }
         }
+    }
+
+    /// Waits for a place in the pod and on its node. What was given to an agent before had one.
+    async fn take_turn(&mut self) -> Result<Result<Option<Permit>, plan::End>, Error> {
+        let Some(pod) = &self.observed.pod else {
+            return Ok(Ok(None));
+        };
+        if self.session.spec.dry_run || self.observed.intent.is_some() {
+            return Ok(Ok(None));
+        }
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        let uid = pod.uid().unwrap_or_default();
+        let slots = self.context.fences.slots(&self.session);
+        let place = slots.acquire(node.as_deref(), &uid);
+        tokio::pin!(place);
+        if let Some(permit) = place.as_mut().now_or_never() {
+            return Ok(Ok(Some(permit)));
+        }
+        let limit = plan::POD_LIMIT + plan::timeout(&self.session.spec);
+        let mut signals = self.signals.clone();
+        let ended_early = async {
+            loop {
+                {
+                    let signal = signals.borrow_and_update();
+                    let latest = signal.latest.as_ref();
+                    if signal.gone || signal.killed || latest.is_some_and(|it| it.spec.cancel) {
+                        return;
+                    }
+                }
+                if signals.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let permit = tokio::select! {
+            permit = place => permit,
+            () = ended_early => return Ok(Ok(None)),
+            () = tokio::time::sleep(limit) => {
+                let message = format!(
+                    "as many sessions as may work on pod {} or its node at once did not end within {} s (fences.maxPerPod, fences.maxPerNode)",
+                    self.session.spec.pod_name(),
+                    limit.as_secs()
+                );
+                return Ok(Err(end_of(Refusal::new(Reason::QueueFull, message))));
+            }
+        };
+        // Since then the pod may have changed, and its time begins now.
+        self.observed.pod = self.read_pod().await?;
+        let status = self.session.status.get_or_insert_default();
+        status.start_time = Some(Time(Timestamp::now()));
+        Ok(Ok(Some(permit)))
+    }
+
+    /// Whether a step does something in the pod that was not begun yet.
+    fn touches(&self, step: &Step) -> bool {
+        let begun = self.observed.intent.is_some() || self.observed.asked_since.is_some();
+        let acts = matches!(
+            step,
+            Step::Inject { .. } | Step::Open { .. } | Step::Record(_) | Step::Ask { .. }
+        );
+        acts && !begun && self.observed.cancelled_since.is_none()
+    }
+
+    async fn refused_at_the_gate(&mut self) -> Result<Option<plan::End>, Error> {
+        let Some(pod) = &self.observed.pod else {
+            return Ok(None);
+        };
+        Ok(self.gate.act(pod).await?.err().map(end_of))
     }
 
     fn ended(mut self, end: plan::End) -> Ended {
@@ -262,6 +349,7 @@ impl<'a, C: Connect> Run<'a, C> {
         if let Some(latest) = signal.latest {
             self.note_signal(latest.spec.cancel);
         }
+        self.note_signal(signal.killed);
     }
 
     /// Shows how far the pod's part is, where that changed.
@@ -291,6 +379,15 @@ impl<'a, C: Connect> Run<'a, C> {
             pod_uid: self.entry.pod_uid.clone().unwrap_or_default(),
             container: sidecar.to_owned(),
         }
+    }
+}
+
+fn end_of(refusal: Refusal) -> plan::End {
+    plan::End {
+        reason: refusal.reason,
+        message: refusal.message,
+        outcome: None,
+        maybe_armed: false,
     }
 }
 

@@ -42,7 +42,8 @@ fn world(agents: &Agents, pod: &Pod, session: &DebugSession) -> World {
             max_concurrent: 1,
         },
         metrics: Metrics::new(),
-        events: Events::new(client, "test"),
+        events: Events::new(client.clone(), "test"),
+        fences: crate::testing::fences(&client),
         refusals: Refusals::default(),
     };
     World {
