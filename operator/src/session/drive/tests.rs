@@ -15,6 +15,8 @@ use crate::session::result::Sensitive;
 use crate::session::{Refusals, Settings};
 use crate::testing::{Agents, FakeApi, pod, session, sidecar};
 
+mod fences;
+
 const POD: &str = "/api/v1/namespaces/shop/pods/web-0";
 const SESSION: &str = "/apis/sidewinder.dev/v1alpha1/namespaces/shop/debugsessions/why";
 

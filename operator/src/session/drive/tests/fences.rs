@@ -1,0 +1,170 @@
+//! What the fences refuse is not begun, and what they end is stopped.
+
+use super::*;
+use crate::fences::policies::{Own, Policies};
+use crate::fences::review::Reviewer;
+use crate::fences::settings::{self, KillSwitch};
+use crate::fences::slots::Slots;
+use crate::fences::{Demands, Fences};
+
+/// A world whose settings can be changed, and that demands a requester or not.
+fn fenced(
+    agents: &Agents,
+    pod: &Pod,
+    session: &DebugSession,
+    requester: bool,
+) -> (World, watch::Sender<settings::Settings>) {
+    let mut world = world(agents, pod, session);
+    let client = &world.context.client;
+    let (sender, settings) = watch::channel(settings::Settings::default());
+    let demands = Demands {
+        policies: false,
+        requester,
+    };
+    world.context.fences = Fences::new(
+        client.clone(),
+        demands,
+        settings,
+        Policies::new(client.clone(), Own::new("sidewinder-system", "sidecar:1")),
+        Reviewer::new(client.clone(), false),
+        || Slots::new(1, 8),
+    );
+    (world, sender)
+}
+
+fn asked_by_ann() -> DebugSession {
+    session(json!({"remoteExec": {"script": "print(1)"}, "requestedBy": {"username": "ann"}}))
+}
+
+fn says(world: &World, allowed: bool) {
+    world.api.answer_next(
+        Method::POST,
+        "subjectaccessreviews",
+        201,
+        json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {}, "status": {"allowed": allowed}}),
+    );
+}
+
+fn is_untouched(world: &World) {
+    assert!(
+        world
+            .api
+            .made(&Method::PATCH, "ephemeralcontainers")
+            .is_empty()
+    );
+    assert!(world.agents.heard().is_empty());
+}
+
+#[tokio::test]
+async fn a_requester_who_may_no_longer_exec_runs_nothing_and_touches_no_pod() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let (world, _settings) = fenced(&agents, &pod(json!({})), &asked_by_ann(), true);
+    says(&world, false);
+    assert_eq!(world.drive().await, ENDED);
+    let status = world.status();
+    assert_eq!(status["reason"], "PolicyDenied");
+    assert_eq!(status["phase"], "Failed");
+    is_untouched(&world);
+}
+
+#[tokio::test]
+async fn a_requester_who_may_costs_one_question() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let (world, _settings) = fenced(&agents, &pod(json!({})), &asked_by_ann(), true);
+    says(&world, true);
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(world.status()["reason"], "Succeeded");
+    assert_eq!(
+        world.api.made(&Method::POST, "subjectaccessreviews").len(),
+        1
+    );
+    // Nothing that only reads asks.
+    world.api.put(SESSION, &session(json!({"stacks": {}})));
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(
+        world.api.made(&Method::POST, "subjectaccessreviews").len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_script_of_nobody_is_refused_where_a_requester_is_demanded() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let (world, _settings) = fenced(&agents, &pod(json!({})), &exec(), true);
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(world.status()["reason"], "RequesterUnknown");
+    is_untouched(&world);
+}
+
+#[tokio::test]
+async fn a_pod_that_keeps_sessions_out_is_left_alone_also_by_a_dry_run() {
+    let closed = pod(json!({"metadata": {"labels": {"sidewinder.dev/deny": "true"}}}));
+    for spec in [json!({"stacks": {}}), json!({"stacks": {}, "dryRun": true})] {
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let (world, _settings) = fenced(&agents, &closed, &session(spec), true);
+        assert_eq!(world.drive().await, ENDED);
+        let status = world.status();
+        assert_eq!(status["reason"], "PolicyDenied");
+        assert!(
+            status["targets"][0]["message"]
+                .as_str()
+                .unwrap()
+                .contains("sidewinder.dev/deny"),
+            "{status}"
+        );
+        is_untouched(&world);
+    }
+}
+
+#[tokio::test]
+async fn the_kill_switch_refuses_what_comes_and_stops_what_runs() {
+    let agents = Agents::new("i1", None);
+    let (world, settings) = fenced(&agents, &pod(json!({})), &exec(), false);
+    let kill = async {
+        world
+            .api
+            .until(SESSION, |session| session["status"]["phase"] == "Running")
+            .await;
+        settings.send_modify(|settings| settings.kill_switch = KillSwitch::CodeRunning);
+    };
+    let (outcome, ()) = tokio::join!(world.drive(), kill);
+    assert_eq!(outcome, ENDED);
+    assert_eq!(world.status()["reason"], "Cancelled");
+    let cancels = |message: &&ToAgent| matches!(message, ToAgent::Cancel { .. });
+    assert!(world.agents.heard().iter().any(|message| cancels(&message)));
+
+    let before = world.agents.runs().len();
+    world.api.put(SESSION, &exec());
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(world.status()["reason"], "PolicyDenied");
+    assert_eq!(world.agents.runs().len(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_never_comes_ends_the_session_and_a_cancelled_wait_ends_at_once() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let (world, _settings) = fenced(&agents, &pod(json!({})), &exec(), false);
+    let held = world.context.fences.slots(&exec());
+    let held = held.acquire(Some("node-1"), "pod-uid-1").await;
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(world.status()["reason"], "QueueFull");
+    is_untouched(&world);
+
+    // What only reads has turns of its own.
+    world.api.put(SESSION, &session(json!({"stacks": {}})));
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(world.status()["reason"], "Succeeded");
+
+    world.api.put(SESSION, &exec());
+    let mut cancelled = exec();
+    cancelled.spec.cancel = true;
+    world
+        .signals
+        .send_modify(|signal| signal.latest = Some(Arc::new(cancelled)));
+    let began = Instant::now();
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(world.status()["reason"], "Cancelled");
+    assert!(began.elapsed() < Duration::from_secs(1));
+    drop(held);
+    assert_eq!(world.context.fences.slots(&exec()).in_use(), (0, 0));
+}
