@@ -11,6 +11,7 @@ mod enter;
 mod preflight;
 mod run;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,19 +99,15 @@ pub async fn drive<C: Connect>(
     };
     telemetry::session_started(&view, session.status.is_some());
     let board = Board::new(context, &signal, session.clone(), status.clone());
-    let mut asked = session.clone();
-    if let Some(exec) = &mut asked.spec.remote_exec {
-        // Each pod would keep it.
-        exec.script = exec.script.take().map(|_| String::new());
-    }
-    let gate = context.fences.gate(asked, status.script_sha256.clone());
+    let view = without_script(view);
+    let gate = context
+        .fences
+        .gate(view.clone(), status.script_sha256.clone());
     // What was given to an agent, or has ended, is past every fence.
-    let begun = session
-        .status
-        .as_ref()
-        .is_some_and(|status| !status.targets.is_empty());
+    let known = session.status.as_ref().map(|status| &status.targets);
+    let fresh = known.is_none_or(Vec::is_empty);
     let chosen = match chosen {
-        Ok(targets) if !begun => gate.begin().await?.map(|()| targets),
+        Ok(targets) if fresh => gate.begin().await?.map(|()| targets),
         chosen => chosen,
     };
     let mut lone = None;
@@ -123,16 +120,7 @@ pub async fn drive<C: Connect>(
     };
     let places = places(&targets);
     board.add(&mut targets, &places);
-    let mut view = view;
-    // Each run has it once already.
-    if let Some(exec) = &mut view.spec.remote_exec {
-        exec.script = None;
-    }
     let work = async {
-        let fresh = session
-            .status
-            .as_ref()
-            .is_none_or(|status| status.targets.is_empty());
         if session.spec.target.selector.is_some()
             && fresh
             && !targets.is_empty()
@@ -148,18 +136,9 @@ pub async fn drive<C: Connect>(
             .collect();
         let mut runs = futures::stream::iter(todo)
             .map(|(chosen, place)| {
-                let run = targets.get(chosen).map(|target| {
-                    Run::new(
-                        context,
-                        &board,
-                        place,
-                        &view,
-                        target,
-                        script.as_ref(),
-                        &gate,
-                        signal.subscribe(),
-                    )
-                });
+                let run = targets
+                    .get(chosen)
+                    .map(|target| Run::new(&board, place, &view, target, script.as_ref(), &gate));
                 async move {
                     match run {
                         Some(run) => {
@@ -190,16 +169,8 @@ pub async fn drive<C: Connect>(
     tokio::select! {
         outcome = work => outcome,
         outcome = keep_showing(&board), if several => outcome,
-        outcome = async {
-            pass_on(&mut signals, &signal).await;
-            std::future::pending().await
-        } => outcome,
-        outcome = async {
-            let refusal = context.fences.killed(&session).await;
-            warn!("{}", refusal.message);
-            signal.send_modify(|signal| signal.killed = true);
-            std::future::pending().await
-        } => outcome,
+        never = pass_on(&mut signals, &signal) => match never {},
+        never = listen_for_the_switch(context, &session, &signal) => match never {},
     }
 }
 
@@ -216,8 +187,28 @@ async fn keep_showing<C>(board: &Board<'_, C>) -> Result<Outcome, Error> {
     }
 }
 
+/// The session with an empty script in place of its own: each pod would keep that.
+fn without_script(mut session: DebugSession) -> DebugSession {
+    if let Some(exec) = &mut session.spec.remote_exec {
+        exec.script = exec.script.take().map(|_| String::new());
+    }
+    session
+}
+
+/// Tells the runs when the kill switch concerns them.
+async fn listen_for_the_switch<C>(
+    context: &Context<C>,
+    session: &DebugSession,
+    signal: &watch::Sender<Signal>,
+) -> Infallible {
+    let refusal = context.fences.killed(session).await;
+    warn!("{}", refusal.message);
+    signal.send_modify(|signal| signal.killed = true);
+    std::future::pending().await
+}
+
 /// Tells the runs what the outside says.
-async fn pass_on(from: &mut watch::Receiver<Signal>, to: &watch::Sender<Signal>) {
+async fn pass_on(from: &mut watch::Receiver<Signal>, to: &watch::Sender<Signal>) -> Infallible {
     loop {
         let closed = from.changed().await.is_err();
         let news = from.borrow_and_update().clone();
@@ -228,7 +219,7 @@ async fn pass_on(from: &mut watch::Receiver<Signal>, to: &watch::Sender<Signal>)
             }
         });
         if closed {
-            return;
+            return std::future::pending().await;
         }
     }
 }

@@ -88,6 +88,15 @@ impl<'a, C> Board<'a, C> {
         }
     }
 
+    pub(super) fn context(&self) -> &'a Context<C> {
+        self.context
+    }
+
+    /// What the outside says, and what a write found out.
+    pub(super) fn signals(&self) -> watch::Receiver<Signal> {
+        self.signal.subscribe()
+    }
+
     fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }

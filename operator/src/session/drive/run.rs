@@ -65,14 +65,12 @@ pub(super) struct Run<'a, C> {
 
 impl<'a, C: Connect> Run<'a, C> {
     pub(super) fn new(
-        context: &'a Context<C>,
         board: &'a Board<'a, C>,
         place: usize,
         session: &DebugSession,
         target: &Target,
         script: Option<&Result<Arc<str>, Refusal>>,
         gate: &'a Gate<'a>,
-        signals: watch::Receiver<Signal>,
     ) -> Self {
         let mut session = session.clone();
         session.spec.target.pod_name = Some(target.entry.pod_name.clone());
@@ -90,11 +88,11 @@ impl<'a, C: Connect> Run<'a, C> {
             ..Observed::default()
         };
         Self {
-            context,
+            context: board.context(),
             board,
             place,
             session,
-            signals,
+            signals: board.signals(),
             gone: false,
             observed,
             agent: None,
