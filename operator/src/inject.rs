@@ -259,6 +259,9 @@ fn confinement(pod: &Pod, target: &str) -> SecurityContext {
 
 /// The user and group that the target's first process has: what the kubelet saw (Kubernetes 1.33 and newer with a
 /// current runtime, KEP-3619), else what the pod's spec demands.
+///
+/// Supplementary groups need no word: the kernel compares none when one process looks into another (ptrace(2)), a container
+/// cannot ask for its own, and those of the pod (`supplementalGroups`, `fsGroup`) are ours too.
 fn identity(pod: &Pod, target: &str) -> Result<(i64, i64), Refusal> {
     if let Some(linux) = container_status(pod, target)
         .and_then(|status| status.user.as_ref())

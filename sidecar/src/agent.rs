@@ -155,6 +155,7 @@ pub fn run(socket: &Path, idle: Duration) -> anyhow::Result<()> {
     // First of all, so that every thread inherits the mask and the signals reach only the waiting thread.
     let signals = signals::block().context("failed to block the signals that end an agent")?;
     hardening::be_first_to_go();
+    hardening::allow_descriptors();
     hardening::refuse_inspection().context("failed to close the agent to inspection")?;
     let listener = bind(socket)?;
     let instance = new_instance()?;

@@ -46,7 +46,17 @@ pub struct Discovery {
     foreign: usize,
     /// How many processes of other containers were passed over.
     elsewhere: usize,
+    /// How many were not looked at, since there were too many before them.
+    left_out: usize,
 }
+
+/// How many processes are looked at, and how many of them may be a Python: a target may start as many as its cgroup
+/// lets it, each with a command line of its own, while our memory counts against its pod.
+const MAX_PROCESSES: usize = 8192;
+const MAX_PYTHONS: usize = 1024;
+
+/// How many characters of a command line are kept.
+const COMMAND_CHARS: usize = 8 << 10;
 
 /// How many processes without a Python a message lists.
 const LISTED: usize = 8;
@@ -101,8 +111,24 @@ pub fn denied(process: &Process) -> (Reason, String) {
     }
 }
 
+/// The arguments up to [`COMMAND_CHARS`].
+fn within_bounds(command: Vec<String>) -> Vec<String> {
+    let mut room = COMMAND_CHARS;
+    let mut kept = Vec::new();
+    for argument in command {
+        let clipped = clip(&argument, room).into_owned();
+        // One more for each, as in /proc/PID/cmdline.
+        room = room.saturating_sub(clipped.chars().count().saturating_add(1));
+        kept.push(clipped);
+        if room == 0 {
+            break;
+        }
+    }
+    kept
+}
+
 fn look(process: Process) -> Kind {
-    let command = process.command();
+    let command = within_bounds(process.command());
     let mappings = match process.mappings() {
         Ok(mappings) => mappings,
         Err(error @ (Error::Denied { .. } | Error::Yama { .. })) => {
@@ -191,10 +217,17 @@ impl Discovery {
         let mut discovery = Self::default();
         let own = i32::try_from(std::process::id()).unwrap_or_default();
         let own_cgroup = own_cgroup();
+        let mut looked = 0;
         for pid in process::list()? {
             if pid == own {
                 continue;
             }
+            // The first ones are the oldest: what the container was made for.
+            if looked >= MAX_PROCESSES || discovery.found.len() >= MAX_PYTHONS {
+                discovery.left_out = discovery.left_out.saturating_add(1);
+                continue;
+            }
+            looked += 1;
             let Ok(process) = Process::open(pid) else {
                 continue;
             };
@@ -225,6 +258,17 @@ impl Discovery {
             more => format!(", {more} more"),
         };
         (!self.others.is_empty()).then(|| format!("there are: {}{more}", self.others.join(", ")))
+    }
+
+    /// That not every process was looked at, in words.
+    pub fn left_out(&self) -> Option<String> {
+        (self.left_out > 0).then(|| {
+            format!(
+                "{} more processes were not looked at: the first {MAX_PROCESSES} are, and {MAX_PYTHONS} with a Python; \
+                 process.pid names any",
+                self.left_out
+            )
+        })
     }
 
     /// Why the target's processes cannot be seen from here, where none can: a container that runs has one at least.
@@ -282,6 +326,7 @@ impl Discovery {
                 )),
             }
         }
+        list.problems.extend(self.left_out());
         match self.closed.as_slice() {
             [] => {}
             [one] => list.problems.push(format!(
@@ -427,6 +472,27 @@ mod tests {
             assert_eq!(place(&cgroup, &target, own), expected, "{cgroup}");
             assert_eq!(place(&cgroup, "", own), Place::Unknown);
         }
+    }
+
+    #[test]
+    fn a_command_line_is_kept_up_to_a_length() {
+        let short = vec!["python".to_owned(), String::new(), "-c".to_owned()];
+        assert_eq!(within_bounds(short.clone()), short);
+        let long = within_bounds(vec!["x".repeat(5000); 256]);
+        assert_eq!(long.len(), 2);
+        assert!(long.iter().map(|text| text.chars().count()).sum::<usize>() <= COMMAND_CHARS);
+        assert!(within_bounds(vec![String::new(); 1 << 20]).len() <= COMMAND_CHARS);
+    }
+
+    #[test]
+    fn what_was_not_looked_at_is_said() {
+        assert_eq!(Discovery::default().left_out(), None);
+        let many = Discovery {
+            left_out: 7,
+            ..Discovery::default()
+        };
+        assert!(many.left_out().unwrap().starts_with("7 more"));
+        assert_eq!(many.list().problems.len(), 1);
     }
 
     #[test]

@@ -42,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Carrier { args } => Ok(sidewinder_linux::carrier::carrier_main(&args)),
         command => {
             sidewinder_linux::hardening::be_first_to_go();
+            sidewinder_linux::hardening::allow_descriptors();
             hand::run(command)
         }
     }

@@ -125,6 +125,7 @@ pub fn targets(
                 .filter(|_| discovery.found.is_empty())
                 .unwrap_or_default();
             let message = join(&refusal.message, &instead);
+            let message = join(&message, &discovery.left_out().unwrap_or_default());
             return vec![TargetOutcome::failed(refusal.reason, message)];
         }
     };
@@ -140,6 +141,9 @@ pub fn targets(
                 },
                 None => act(found),
             };
+            if let Some(left_out) = discovery.left_out() {
+                outcome.message = join(&outcome.message, &left_out);
+            }
             if let Some(note) = &chosen.note {
                 outcome.message = join(&outcome.message, note);
             }

@@ -257,7 +257,7 @@ fn a_hundred_thousand_requests_of_one_relay_are_answered_and_cost_little() {
     assert!(relay.send(&ToAgent::Ping));
     assert!(relay.next(LIMIT).is_some());
     let before = agent.resident_kilobytes();
-    for number in 0..100_000_u32 {
+    for number in 0..50_000_u32 {
         assert!(relay.send(&ToAgent::Acknowledge {
             id: format!("never-asked-{number}")
         }));
@@ -300,4 +300,49 @@ fn an_endless_frame_ends_its_connection_and_takes_no_memory() {
         "{before} kB before, {after} kB after"
     );
     drop(agent.connect());
+}
+
+/// A target of three hundred processes, each of which has a name that would do something to a terminal.
+const CROWD: &str = r#"
+import os, signal, time
+for _ in range(300):
+    if not os.fork():
+        with open("/proc/self/comm", "w") as comm:
+            comm.write("\x1b[31m\n")
+        signal.pause()
+print("ready", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn a_crowd_is_listed_where_few_descriptors_are_given() {
+    let target = Start {
+        program: CROWD,
+        proc: true,
+        pid_namespace: true,
+        ..Start::default()
+    }
+    .start();
+    let output = Command::new("nsenter")
+        .args(["--pid", "--target", &target.pid.to_string()])
+        .args(["unshare", "--mount-proc", "prlimit", "--nofile=64:4096"])
+        .arg(crate::live::sidecar())
+        .args(["ps", "-o", "json"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(!text.contains('\x1b'));
+    let list: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(list["processes"].as_array().unwrap().len(), 301);
+    assert_eq!(
+        list["problems"].as_array().unwrap().len(),
+        0,
+        "{}",
+        list["problems"]
+    );
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 /// Asks the kernel to end this process before any other when memory is short: an ephemeral container's memory counts
@@ -14,6 +15,22 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 /// Raising the score needs no privilege; where it is refused all the same the process goes on.
 pub fn be_first_to_go() {
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
+}
+
+/// Room for descriptors: a target may have a thousand Python processes, each of which takes two, and containerd 2 starts
+/// containers with a soft limit of 1024.
+const DESCRIPTORS: u64 = 1 << 16;
+
+/// Raises the soft limit of open files as far as is needed and allowed. A target may be more processes than that; those
+/// are then not all looked at.
+pub fn allow_descriptors() {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    if soft < DESCRIPTORS.min(hard) {
+        // Below the hard limit it is always allowed.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS.min(hard), hard);
+    }
 }
 
 /// Has every large piece of memory mapped by itself, so that it goes back to the kernel when it is freed and grows
