@@ -202,10 +202,10 @@ fn the_operators_rights_are_these_and_no_others() {
         .find(|role| role["metadata"]["namespace"] == "shop")
         .unwrap();
     let mut local = cluster;
-    let rules = local.as_array_mut().unwrap();
+    let granted = local.as_array_mut().unwrap();
     // The policies are no namespace's.
-    rules.pop();
-    rules.last_mut().unwrap()["resources"] = json!(["localsubjectaccessreviews"]);
+    granted.pop();
+    granted.last_mut().unwrap()["resources"] = json!(["localsubjectaccessreviews"]);
     assert_eq!(served["rules"], local);
 }
 
@@ -333,7 +333,7 @@ fn the_operator_is_told_every_setting_by_its_name() {
         .map(|entry| entry["name"].as_str().unwrap())
         .collect();
     assert!(given.contains(names::env::POD_NAME) && given.contains(names::env::POD_NAMESPACE));
-    assert_eq!(given.len(), 20, "{given:?}");
+    assert_eq!(given.len(), 22, "{given:?}");
     assert!(!given.contains("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let traced = self::objects(&["tracing.endpoint=http://collector:4318"]);
     assert_eq!(

@@ -12,6 +12,7 @@ use sidewinder_crds::{DebugSession, DebugSessionStatus};
 use sidewinder_model::Reason;
 
 use crate::error::{Error, patiently};
+use crate::fences::words::way_out;
 use crate::inject::{self, Refusal};
 
 /// What came of adding a container.
@@ -142,7 +143,7 @@ enum Verdict {
 
 fn judge(status: &Status) -> Verdict {
     let words = &status.message;
-    let refused = |reason| Verdict::Refused(Refusal::new(reason, words.clone()));
+    let refused = |reason| Verdict::Refused(Refusal::new(reason, way_out(reason, words)));
     if words.contains("does not support dry run") {
         return Verdict::NoDryRun;
     }

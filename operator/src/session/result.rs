@@ -274,6 +274,15 @@ impl PodEnd {
         ends
     }
 
+    /// Says something else about the pod, beside what each of its processes answered.
+    pub fn note(&mut self, words: &str) {
+        for entry in &mut self.entries {
+            let said = entry.status.message.take();
+            let whole = said.map_or_else(|| words.to_owned(), |said| format!("{said}; {words}"));
+            entry.status.message = Some(one_line(&whole, MESSAGE_CHARS));
+        }
+    }
+
     /// The pod's name, where one is known.
     pub fn pod(&self) -> &str {
         self.entries

@@ -84,7 +84,9 @@ async fn refusals_carry_the_servers_own_words() {
         let Injected::Refused(refusal) = answer else {
             panic!("{answer:?}")
         };
-        assert_eq!(refusal, Refusal::new(reason, message));
+        assert_eq!(refusal.reason, reason);
+        // And after them what can be done, where something can.
+        assert!(refusal.message.starts_with(message), "{}", refusal.message);
         assert_eq!(api.made(&Method::PATCH, "ephemeralcontainers").len(), 1);
     }
 }

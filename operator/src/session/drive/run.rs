@@ -265,6 +265,12 @@ impl<'a, C: Connect> Run<'a, C> {
         if asked {
             end.reached = end.reached.max(Reached::Request);
         }
+        let pod = self.observed.pod.as_ref();
+        let warning =
+            pod.and_then(|pod| inject::sidecars_warning(pod, &self.context.settings.sidecar));
+        if let Some(warning) = warning {
+            end.note(&warning);
+        }
         Ended::Pod {
             end: Box::new(end),
             keeper: self.agent.take().filter(|_| answered),

@@ -497,3 +497,23 @@ async fn a_dry_run_for_a_pod_that_does_not_run_says_so_at_once() {
     let message = status["targets"][0]["message"].as_str().unwrap();
     assert!(message.contains("0/1 nodes are available"), "{message}");
 }
+
+#[tokio::test]
+async fn an_answer_from_a_pod_that_will_soon_take_no_more_sidecars_says_so() {
+    let ended: Vec<Value> = (0..23)
+        .map(|number| json!({"name": format!("sidewinder-old-{number}"), "image": "x"}))
+        .collect();
+    for (others, warned) in [(22, false), (23, true)] {
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let carrying = pod(json!({"spec": {"ephemeralContainers": &ended[..others]}}));
+        let world = world(&agents, &carrying, &session(json!({"stacks": {}})));
+        assert_eq!(world.drive().await, ENDED);
+        let status = world.status();
+        let message = status["targets"][0]["message"].as_str().unwrap_or_default();
+        assert_eq!(
+            message.contains("24 of at most 32 sidecars"),
+            warned,
+            "{message}"
+        );
+    }
+}
