@@ -53,8 +53,8 @@ pub struct Requests {
     instance: String,
     entries: HashMap<String, Entry>,
     waiting_bytes: usize,
-    /// Ids whose outcome is no longer held, with what to say if it is asked for again.
-    forgotten: VecDeque<(String, &'static str)>,
+    /// Ids whose outcome is no longer held, or that were turned away, with what to say if they are asked for again.
+    forgotten: VecDeque<(String, Reason, &'static str)>,
     last_use: Instant,
 }
 
@@ -93,15 +93,22 @@ impl Requests {
             Some(Entry::Finished { outcome, .. }) => return Begin::Finished(Arc::clone(outcome)),
             None => {}
         }
-        if let Some((_, why)) = self.forgotten.iter().find(|(known, _)| known == id) {
+        if let Some((_, reason, why)) = self.forgotten.iter().find(|(known, ..)| known == id) {
             let outcome = Outcome {
                 id: id.to_owned(),
                 instance: self.instance.clone(),
-                targets: vec![TargetOutcome::failed(Reason::SidecarLost, *why)],
+                targets: vec![TargetOutcome::failed(*reason, *why)],
             };
             return Begin::Finished(Arc::new(outcome));
         }
         if running >= MAX_RUNNING {
+            // Whoever asked ends its session with that answer: a copy of the request that was on its way through a
+            // stream that broke must not begin afterwards.
+            self.remember(
+                id,
+                Reason::QueueFull,
+                "the request was turned away before: too many ran in this sidecar",
+            );
             return Begin::Full;
         }
         let cancel = Arc::new(AtomicBool::new(false));
@@ -164,11 +171,15 @@ impl Requests {
     fn forget(&mut self, id: &str, why: &'static str) {
         if let Some(Entry::Finished { bytes, .. }) = self.entries.remove(id) {
             self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
-            if self.forgotten.len() >= REMEMBERED {
-                self.forgotten.pop_front();
-            }
-            self.forgotten.push_back((id.to_owned(), why));
+            self.remember(id, Reason::SidecarLost, why);
         }
+    }
+
+    fn remember(&mut self, id: &str, reason: Reason, why: &'static str) {
+        if self.forgotten.len() >= REMEMBERED {
+            self.forgotten.pop_front();
+        }
+        self.forgotten.push_back((id.to_owned(), reason, why));
     }
 
     /// The outcome is safe elsewhere.
@@ -327,6 +338,16 @@ mod tests {
         assert!(matches!(
             requests.begin("one more", &watcher, now),
             Begin::Full
+        ));
+        // Nor does it begin later, when there is room: its session has ended with that answer.
+        requests.finish(outcome("0"), 10, now);
+        let Begin::Finished(answer) = requests.begin("one more", &watcher, now) else {
+            panic!("it would begin after all")
+        };
+        assert_eq!(answer.targets[0].reason, Reason::QueueFull);
+        assert!(matches!(
+            requests.begin("another", &watcher, now),
+            Begin::Start(_)
         ));
     }
 
