@@ -172,6 +172,8 @@ impl PodEnd {
                     summary: Some(one_line(&message, MAX_SUMMARY_CHARS)),
                     disarmed: runs_code.then_some(if end.maybe_armed {
                         DisarmState::StillArmed
+                    } else if went_with_its_target(reason, known) {
+                        DisarmState::Disarmed
                     } else {
                         DisarmState::NotArmed
                     }),
@@ -289,6 +291,15 @@ impl PodEnd {
             .first()
             .map_or("", |entry| entry.status.pod_name.as_str())
     }
+}
+
+/// Whether the script was given to an agent, may have been armed, and is gone with the process that had it.
+fn went_with_its_target(reason: Reason, known: &TargetStatus) -> bool {
+    let gone = matches!(
+        reason,
+        Reason::TargetRestarted | Reason::TargetExited | Reason::Cancelled
+    );
+    gone && Intent::read(std::slice::from_ref(known)).is_some()
 }
 
 /// The entries of a status, those of each pod together.

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use sidewinder_crds::AttachedAs;
 use sidewinder_model::{
     CurrentException, Data, ExecOutcome, Frame, Interpreter, Local, Outcome, ProcessList,
     ScriptException as Exception, Stacks, Tasks, Thread,
@@ -326,6 +327,45 @@ fn several_processes_share_one_verdict() {
             Phase::Failed
         };
         assert_eq!(finished.status.phase, Some(phase));
+    }
+}
+
+#[test]
+fn a_script_that_went_with_its_target_is_not_said_never_to_have_been_armed() {
+    let given = TargetStatus {
+        container: Some("app".into()),
+        container_id: Some("containerd://c1".into()),
+        sidecar: Some("sidewinder-app-1".into()),
+        attach: Some(AttachedAs::Ptrace),
+        agent: Some("i1".into()),
+        phase: Some(Phase::Running),
+        ..known()
+    };
+    let not_given = TargetStatus {
+        agent: None,
+        ..given.clone()
+    };
+    for (known, reason, maybe_armed, claim) in [
+        (&given, Reason::TargetRestarted, false, "Disarmed"),
+        (&given, Reason::TargetExited, false, "Disarmed"),
+        (&given, Reason::TargetExited, true, "StillArmed"),
+        (&given, Reason::QueueFull, false, "NotArmed"),
+        (&not_given, Reason::Cancelled, false, "NotArmed"),
+    ] {
+        let end = End {
+            reason,
+            message: "gone".into(),
+            outcome: None,
+            maybe_armed,
+        };
+        let finished = seen(
+            &session(exec()),
+            end,
+            known,
+            Sensitive::Secret,
+            Duration::from_secs(1),
+        );
+        assert_eq!(condition(&finished, "Disarmed").1, claim, "{reason}");
     }
 }
 
