@@ -220,7 +220,10 @@ mod tests {
     const SESSIONS: &str = "/apis/sidewinder.dev/v1alpha1/namespaces/shop/debugsessions";
 
     fn context(client: &Client) -> Arc<Context<Agents>> {
-        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        with_agents(client, Agents::new("i1", Some(Reason::Succeeded)))
+    }
+
+    fn with_agents(client: &Client, agents: Agents) -> Arc<Context<Agents>> {
         Arc::new(Context {
             client: client.clone(),
             pool: Pool::new(agents, Traffic::default()),
@@ -300,6 +303,36 @@ mod tests {
             json!({"spec": {"ttlSecondsAfterFinished": 0}}),
         );
         api.until_gone(&brief).await;
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_another_operator_wrote_and_left_is_brought_to_its_end() {
+        let (client, api) = FakeApi::new();
+        api.put("/api/v1/namespaces/shop/pods/web-0", &pod(json!({})));
+        let script = json!({"spec": {"stacks": null, "remoteExec": {"script": "print(1)"}}});
+        let session = put(&api, "script", script);
+        let stop = CancellationToken::new();
+        let context = with_agents(&client, Agents::new("i1", None));
+        let running = tokio::spawn(run(context, Some("shop".to_owned()), stop.clone()));
+        api.until(&session, |session| session["status"]["phase"] == "Running")
+            .await;
+        // The other one's last write, which this one's next write meets.
+        api.change(
+            &session,
+            json!({"status": {"summary": "written by another"}}),
+        );
+        api.change(
+            &session,
+            json!({"spec": {"cancel": true}, "metadata": {"generation": 2}}),
+        );
+        let ended = api
+            .until(&session, |session| {
+                session["status"]["completionTime"].is_string()
+            })
+            .await;
+        assert_eq!(ended["status"]["reason"], "Cancelled");
         stop.cancel();
         running.await.unwrap();
     }

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info_span, warn};
 
-use super::apply::Written;
+use super::apply::{self, Written};
 use super::drive::{self, Outcome, Signal, report};
 use super::finished::Expiry;
 use super::result::{self, PodEnd};
-use super::{Context, afterwards, apply, observe, plan};
+use super::{Context, afterwards, observe, plan};
 use crate::error::describe;
 use crate::relay::connect::Connect;
 use crate::telemetry;
@@ -218,6 +218,9 @@ impl<C: Connect> Supervisor<C> {
                     }
                     break;
                 }
+                // Who wrote may be an operator that is going. Its write was this task's news, so nobody would hand the
+                // session over again: here it is looked at again until it has ended.
+                Ok(Ok(Outcome::Superseded)) if !self.stop.is_cancelled() => None,
                 Ok(Ok(outcome)) => {
                     debug!(?outcome, "left");
                     break;
@@ -225,16 +228,16 @@ impl<C: Connect> Supervisor<C> {
                 Ok(Err(failed)) => {
                     self.context.metrics.errors.inc();
                     warn!(error = %describe(&failed), "a session's work failed");
-                    describe(&failed)
+                    failures += 1;
+                    Some(describe(&failed))
                 }
                 Err(panic) => {
                     self.context.metrics.errors.inc();
                     error!(%panic, "a session's work was ended by a bug");
                     failures = MAX_FAILURES;
-                    "the operator met a bug; its log has the details".to_owned()
+                    Some("the operator met a bug; its log has the details".to_owned())
                 }
             };
-            failures += 1;
             self.context.metrics.session_retried();
             tokio::select! {
                 () = tokio::time::sleep(jittered(pause)) => {}
@@ -249,16 +252,18 @@ impl<C: Connect> Supervisor<C> {
                 Ok(None) => break,
                 Err(failed) => warn!(error = %describe(&failed), "a session cannot be read"),
             }
-            if failures >= MAX_FAILURES {
-                self.give_up(&session, &words).await;
+            if failures >= MAX_FAILURES
+                && let Some(words) = words
+                && self.give_up(&session, &words).await
+            {
                 break;
             }
         }
         drop(permit);
     }
 
-    /// Ends a session that cannot be worked on.
-    async fn give_up(&self, session: &DebugSession, words: &str) {
+    /// Ends a session that cannot be worked on. Whether that is written; where it is not, it is tried again.
+    async fn give_up(&self, session: &DebugSession, words: &str) -> bool {
         let now = Timestamp::now();
         let elapsed = now.duration_since(plan::started(session, now));
         let elapsed = Duration::try_from(elapsed).unwrap_or_default();
@@ -269,11 +274,13 @@ impl<C: Connect> Supervisor<C> {
         match apply::status(&self.context.client, session, &status).await {
             Ok(Written::Done(session)) => {
                 report(&self.context, &session, &finished, &ends, elapsed);
+                true
             }
-            // Whoever wrote meanwhile ends it.
-            Ok(Written::Conflict | Written::Gone) => {}
+            Ok(Written::Gone) => true,
+            Ok(Written::Conflict) => false,
             Err(failed) => {
                 error!(error = %describe(&failed), "a session's end cannot be written");
+                false
             }
         }
     }
