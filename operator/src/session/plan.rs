@@ -322,4 +322,6 @@ pub fn plan(
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod tests;
