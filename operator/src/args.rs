@@ -75,10 +75,10 @@ pub struct Args {
     #[arg(long, env = env::REQUIRE_REQUESTER, default_value_t = true, action = ArgAction::Set)]
     pub require_requester: bool,
     /// How many targets of one pod are worked on at once.
-    #[arg(long, env = env::MAX_PER_POD, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = env::MAX_PER_POD, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_per_pod: u16,
     /// How many targets on one node are worked on at once.
-    #[arg(long, env = env::MAX_PER_NODE, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = env::MAX_PER_NODE, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_per_node: u16,
     /// The operator's own pod: its identity among the replicas.
     #[arg(long, env = env::POD_NAME, default_value = "")]
@@ -215,7 +215,7 @@ mod tests {
         assert!(args.leader_election);
         // Whoever leaves these out gets the careful ones.
         assert!(args.require_policies && args.require_requester);
-        assert_eq!((args.max_per_pod, args.max_per_node), (4, 8));
+        assert_eq!((args.max_per_pod, args.max_per_node), (16, 64));
         assert!(parse(&[]).is_err());
     }
 
