@@ -31,6 +31,8 @@ pub enum Module {
     Pause,
     /// Prometheus' checker of rules.
     Promtool,
+    /// kwok, which simulates nodes and pods.
+    Kwok,
 }
 
 impl Module {
@@ -55,6 +57,7 @@ impl Module {
             Self::Helm => "helm",
             Self::Pause => "pause",
             Self::Promtool => "promtool",
+            Self::Kwok => "kwok",
         }
     }
 
