@@ -83,13 +83,18 @@ pub fn sidecar() -> Result<Image> {
     write("sidewinder-sidecar", &[layer.finish()?], &config)
 }
 
-/// The operator's image: its static binary alone.
-pub fn operator() -> Result<Image> {
-    let binary = static_binary(
+/// The operator's static binary, as it is in its image.
+pub fn operator_binary() -> Result<PathBuf> {
+    static_binary(
         "sidewinder-operator",
         "release",
         &["--bin", "sidewinder-operator"],
-    )?;
+    )
+}
+
+/// The operator's image: its static binary alone.
+pub fn operator() -> Result<Image> {
+    let binary = operator_binary()?;
     let mut layer = Layer::new();
     layer.file("sidewinder-operator", 0o755, &read(&binary)?)?;
     let config = Config {

@@ -263,11 +263,16 @@ pub async fn create(pods: &Api<Pod>, workload: &Workload) -> Result<Pod> {
 /// When the API server refuses, or the program is not ready within 90 s.
 pub async fn start(pods: &Api<Pod>, workload: &Workload) -> Result<Pod> {
     create(pods, workload).await?;
-    let pod = running(pods, &workload.name).await?;
-    lines(pods, &workload.name, START, false, 1, |line| {
-        line == "ready"
-    })
-    .await?;
+    ready(pods, &workload.name).await
+}
+
+/// Waits until the program of a pod that was created says `ready`.
+///
+/// # Errors
+/// When it does not within 90 s, or its container does not run within another 90 s.
+pub async fn ready(pods: &Api<Pod>, name: &str) -> Result<Pod> {
+    let pod = running(pods, name).await?;
+    lines(pods, name, START, false, 1, |line| line == "ready").await?;
     Ok(pod)
 }
 

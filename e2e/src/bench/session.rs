@@ -1,6 +1,6 @@
 //! From applying a DebugSession until it is Complete, as its user sees it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -40,12 +40,21 @@ pub struct Where {
     pub own: Option<(PathBuf, Option<String>)>,
 }
 
+impl Where {
+    /// It, or a cluster in `folder` that ends with the returned value.
+    pub(super) fn destination(&self, folder: &Path) -> Result<Destination> {
+        match self.own.clone() {
+            Some((kubeconfig, load)) => Destination::of(&kubeconfig, load),
+            None => Ok(Destination::Embedded(Cluster::up_linked(
+                &folder.join("cluster"),
+            )?)),
+        }
+    }
+}
+
 pub(super) fn run(on: &Where) -> Result<()> {
     let folder = tempfile::tempdir().context("cannot make a folder for the cluster")?;
-    let destination = match on.own.clone() {
-        Some((kubeconfig, load)) => Destination::of(&kubeconfig, load)?,
-        None => Destination::Embedded(Cluster::up_linked(&folder.path().join("cluster"))?),
-    };
+    let destination = on.destination(folder.path())?;
     let images = deploy::deploy(&destination)?;
     let python = images::workloads("3.14")?;
     destination.load(&python)?;

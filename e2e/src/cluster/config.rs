@@ -211,6 +211,8 @@ fn kubelet(id: &str, open_files: u64) -> serde_json::Value {
         "authorization": {"mode": "Webhook"},
         "failSwapOn": false,
         "oomScoreAdj": 0,
+        // 110 by default: a fan-out over a hundred pods needs more beside it.
+        "maxPods": 250,
         "maxOpenFiles": open_files.min(1_000_000),
         // What RuntimeDefault forbids is what production forbids.
         "seccompDefault": true,
