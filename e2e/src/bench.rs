@@ -3,13 +3,14 @@
 mod exec;
 mod figures;
 mod max_rss;
+pub mod operator;
 mod read;
 mod session;
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 pub use self::max_rss::max_rss;
@@ -20,6 +21,8 @@ pub use self::session::Where;
 pub enum Name {
     /// From applying a DebugSession to its end: warm, warm without an open relay, cold; beside a bare ephemeral container
     Session,
+    /// Many sessions at once: requests, memory, and what is left when the operator is killed; one of its parts can be named
+    Operator,
     /// All of the following: what reading a process costs us and it
     Read,
     /// Whole `tasks` commands at up to 100 000 tasks beside `python -m asyncio ps` and the C core beneath it
@@ -41,15 +44,20 @@ pub enum Name {
 ///
 /// # Errors
 /// When something that is measured does not work: a number is never printed for it then.
-pub fn run(name: Option<Name>, on: &Where) -> Result<()> {
+pub fn run(name: Option<Name>, operator: &operator::Options, on: &Where) -> Result<()> {
+    if name != Some(Name::Operator) && !operator.parts.is_empty() {
+        bail!("only `bench operator` has parts that can be named");
+    }
     println!("{}", machine());
     match name {
         None => {
             session::run(on)?;
+            self::operator::run(on, operator)?;
             read::run(&read::Part::ALL)?;
             exec::run()
         }
         Some(Name::Session) => session::run(on),
+        Some(Name::Operator) => self::operator::run(on, operator),
         Some(Name::Read) => read::run(&read::Part::ALL),
         Some(Name::Tasks) => read::run(&[read::Part::Tasks]),
         Some(Name::Pauses) => read::run(&[read::Part::Pauses]),

@@ -48,6 +48,8 @@ enum Commands {
         /// One benchmark; all of them otherwise
         name: Option<bench::Name>,
         #[command(flatten)]
+        operator: bench::operator::Options,
+        #[command(flatten)]
         own: Own,
     },
     /// Run a command without its output and print the most memory it took, in KiB
@@ -181,9 +183,13 @@ fn run(command: Commands) -> Result<ExitCode> {
                 println!("{} {}", image.archive.display(), image.name());
             }
         }
-        Commands::Bench { name, own } => {
+        Commands::Bench {
+            name,
+            operator,
+            own,
+        } => {
             let own = own.kubeconfig.map(|kubeconfig| (kubeconfig, own.load));
-            bench::run(name, &bench::Where { own })?;
+            bench::run(name, &operator, &bench::Where { own })?;
         }
         Commands::MaxRss { command } => println!("{}", bench::max_rss(&command)?),
         Commands::Demo { dir, own, keep } => demo::run(&demo::Options {
