@@ -470,11 +470,36 @@ pub fn seal(
             now,
         );
     }
-    finished.status.targets = entries()
-        .map(|entry| entry.status.clone())
-        .take(MAX_TARGETS)
-        .collect();
+    finished.status.targets = within_limit(pods.iter().map(|pod| {
+        let entries = pod.entries.iter();
+        entries.map(|entry| entry.status.clone()).collect()
+    }));
     finished.status
+}
+
+/// The entries that stand in the status, at most [`MAX_TARGETS`]. Every pod keeps its first one, which may be an intent;
+/// what is left out of later pods is said in it.
+pub fn within_limit(pods: impl Iterator<Item = Vec<TargetStatus>>) -> Vec<TargetStatus> {
+    let mut pods: Vec<Vec<TargetStatus>> = pods.collect();
+    let all: usize = pods.iter().map(Vec::len).sum();
+    let mut excess = all.saturating_sub(MAX_TARGETS);
+    for pod in pods.iter_mut().rev() {
+        let fewer = excess.min(pod.len().saturating_sub(1));
+        if fewer == 0 {
+            continue;
+        }
+        excess -= fewer;
+        pod.truncate(pod.len() - fewer);
+        if let Some(first) = pod.first_mut() {
+            let words = format!(
+                "{fewer} more processes of this pod are left out: a status has at most {MAX_TARGETS} entries"
+            );
+            let said = first.message.take();
+            let whole = said.map_or_else(|| words.clone(), |said| format!("{words}; {said}"));
+            first.message = Some(one_line(&whole, MESSAGE_CHARS));
+        }
+    }
+    pods.into_iter().flatten().collect()
 }
 
 /// Reasons that say what was asked for cannot be done at all.

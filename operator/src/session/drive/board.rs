@@ -199,12 +199,10 @@ impl<'a, C> Board<'a, C> {
             let mut all: Vec<&mut Entry> = entries.iter_mut().flat_map(Shown::entries).collect();
             result::fit_stored(&status, &mut all);
         }
-        status.targets = entries
-            .iter_mut()
-            .flat_map(Shown::entries)
-            .map(|entry| entry.status.clone())
-            .take(result::MAX_TARGETS)
-            .collect();
+        status.targets = result::within_limit(entries.iter_mut().map(|shown| {
+            let entries = shown.entries();
+            entries.map(|entry| entry.status.clone()).collect()
+        }));
         self.give_back(entries);
         if sheet.session.status.as_ref() != Some(&status)
             && let Flow::Stop(outcome) = self.save(&mut sheet, status).await?

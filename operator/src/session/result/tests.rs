@@ -1039,3 +1039,25 @@ fn a_session_that_is_given_up_keeps_what_stands_in_its_status() {
     let armed = conditions::find(&status.status.conditions, "Disarmed").unwrap();
     assert_eq!(armed.reason, "StillArmed");
 }
+
+#[test]
+fn every_pod_keeps_an_entry_however_many_processes_the_others_have() {
+    let named = |pod: usize, count: usize| -> Vec<TargetStatus> {
+        let one = TargetStatus {
+            pod_name: format!("web-{pod:03}"),
+            ..known()
+        };
+        vec![one; count]
+    };
+    let full = within_limit((0..128).map(|pod| named(pod, 2)));
+    assert_eq!(full.len(), MAX_TARGETS);
+    assert!(full.iter().all(|target| target.message.is_none()));
+    let cut = within_limit((0..200).map(|pod| named(pod, 3)));
+    assert_eq!(cut.len(), MAX_TARGETS);
+    let pods: std::collections::BTreeSet<_> = cut.iter().map(|target| &target.pod_name).collect();
+    assert_eq!(pods.len(), 200, "a pod without an entry loses its intent");
+    let last = cut.last().unwrap();
+    assert_eq!(last.pod_name, "web-199");
+    let words = last.message.as_deref().unwrap();
+    assert!(words.contains("2 more processes"), "{words}");
+}
