@@ -112,7 +112,9 @@ fn start(stage: &Stage, log: &Path) -> Result<Kwok> {
 
 /// Makes nodes and pods, and returns the pods' names once all run.
 async fn populate(stage: &Stage, namespace: &TestNamespace) -> Result<Vec<String>> {
-    let (nodes, count) = (stage.scaled(NODES), stage.scaled(PODS));
+    // However few are asked for, they are more than one session may ask.
+    let count = stage.scaled(PODS).max(TARGETS + 1);
+    let nodes = stage.scaled(NODES);
     let api: &Api<Node> = &Api::all(stage.client.clone());
     stream::iter(0..nodes)
         .map(|number| async move {
