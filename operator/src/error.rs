@@ -43,6 +43,12 @@ impl Error {
         }
     }
 
+    /// Whether nobody refused anything: the API server was away, or not ready, for as long as it was waited for.
+    pub fn is_silence(&self) -> bool {
+        self.code()
+            .is_none_or(|code| matches!(code, 401 | 429 | 502 | 503 | 504))
+    }
+
     /// The API server's status code, where it answered.
     pub fn code(&self) -> Option<u16> {
         self.api().map(|status| status.code)

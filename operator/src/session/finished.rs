@@ -127,7 +127,10 @@ impl<C: Connect> Supervisor<C> {
     }
 
     fn expire(&self, expiry: Expiry) {
-        // A later round finds those that find no room now.
+        // A later round finds those that are due later, and those that find no room now.
+        if expiry.after >= 2 * ROUND {
+            return;
+        }
         if self.expiries.try_send(expiry).is_err() {
             debug!("too many sessions wait to be deleted; a later round finds this one");
         }
@@ -199,7 +202,11 @@ impl<C: Connect> Supervisor<C> {
                     Err(error) => return Err(error),
                 };
                 for session in &page.items {
-                    self.see_to(session).await?;
+                    // One that cannot be seen to keeps no other waiting.
+                    if let Err(failed) = self.see_to(session).await {
+                        self.context.metrics.errors.inc();
+                        warn!(error = %describe(&failed), "a session that has ended cannot be looked after");
+                    }
                 }
                 match page.metadata.continue_.filter(|token| !token.is_empty()) {
                     Some(token) => params.continue_token = Some(token),
@@ -231,8 +238,7 @@ impl<C: Connect> Supervisor<C> {
         }
         let kept = session.spec.ttl_seconds_after_finished;
         let left = time_left(kept, status.completion_time.as_ref(), Timestamp::now());
-        // Those that are due later than that are found again.
-        if let Some(after) = left.filter(|left| *left < 2 * ROUND) {
+        if let Some(after) = left {
             self.expire(Expiry {
                 namespace,
                 name: session.name_any(),

@@ -261,16 +261,10 @@ pub fn plan(
         return end(Reason::Cancelled, "cancelled; there was no answer yet");
     }
     let script = match &observed.script {
-        Some(Err(refusal)) => {
-            return Step::End(Box::new(End {
-                reason: refusal.reason,
-                message: refusal.message.clone(),
-                outcome: None,
-                maybe_armed: out,
-            }));
-        }
+        Some(Err(refusal)) if !out => return refuse(refusal.clone()),
         Some(Ok(script)) => Some(script.as_ref()),
-        None => None,
+        // What was given away is asked for by its id, whatever became of the ConfigMap since.
+        _ => None,
     };
     let name = spec.pod_name();
     let ours = |pod: &&Pod| observed.pinned.is_none() || observed.pinned == pod.uid();

@@ -208,7 +208,9 @@ impl PodEnd {
                 Some(Phase::Succeeded | Phase::Failed | Phase::Cancelled) => {}
                 _ => return None,
             }
-            reasons.push((target.pid, target.reason.as_deref()?.parse().ok()?));
+            // The phase decides that it has ended, also where another version wrote a reason that this one does not know.
+            let reason = target.reason.as_deref().and_then(|it| it.parse().ok());
+            reasons.push((target.pid, reason.unwrap_or(Reason::InternalError)));
         }
         let first = targets.first()?.message.clone();
         let (reason, message) = of_processes(&reasons, first.as_deref())?;
@@ -233,7 +235,8 @@ impl PodEnd {
                     status: target.clone(),
                     outcome: None,
                     to_store: false,
-                    not_stored: None,
+                    not_stored: (!target.clipped.is_empty() && target.result.is_none())
+                        .then(|| "an operator that is gone could not store it".to_owned()),
                 })
                 .collect(),
         })

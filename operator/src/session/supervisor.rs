@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sidewinder_crds::DebugSession;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info_span, warn};
@@ -20,6 +21,7 @@ use super::finished::Expiry;
 use super::result::{self, PodEnd};
 use super::{Context, afterwards, observe, plan};
 use crate::error::describe;
+use crate::fences;
 use crate::relay::connect::Connect;
 use crate::telemetry;
 
@@ -36,7 +38,10 @@ pub(super) struct Supervisor<C> {
     running: Mutex<HashMap<String, watch::Sender<Signal>>>,
     /// Ended sessions whose scripts are still running, by their UID.
     watched: Mutex<HashMap<String, CancellationToken>>,
-    permits: Semaphore,
+    /// For what runs code, which may wait long for its turn in a pod.
+    running_code: Semaphore,
+    /// For what only reads, which must not wait for that.
+    reading: Semaphore,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
     pub(super) expiries: mpsc::Sender<Expiry>,
@@ -53,7 +58,8 @@ impl<C> Supervisor<C> {
         by_phase: bool,
     ) -> Self {
         Self {
-            permits: Semaphore::new(context.settings.max_concurrent.max(1)),
+            running_code: Semaphore::new(context.settings.max_concurrent.max(1)),
+            reading: Semaphore::new(context.settings.max_concurrent.max(1)),
             running: Mutex::default(),
             watched: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -172,10 +178,15 @@ impl<C: Connect> Supervisor<C> {
 
     /// Works on a session until its end, whatever fails in between.
     async fn work(self: &Arc<Self>, session: &DebugSession, mut signals: watch::Receiver<Signal>) {
+        let permits = if fences::runs_code(session) {
+            &self.running_code
+        } else {
+            &self.reading
+        };
         let queued = self.context.metrics.queued();
         let permit = loop {
             tokio::select! {
-                permit = self.permits.acquire() => break permit.ok(),
+                permit = permits.acquire() => break permit.ok(),
                 changed = signals.changed() => {
                     let signal = signals.borrow_and_update().clone();
                     let cancel = signal.latest.is_some_and(|latest| latest.spec.cancel);
@@ -194,6 +205,7 @@ impl<C: Connect> Supervisor<C> {
         let mut failures = 0;
         loop {
             // In a task of its own, so that a bug in one session ends that session and nothing else.
+            let began = Instant::now();
             let attempt = {
                 let context = Arc::clone(&self.context);
                 let session = session.clone();
@@ -210,6 +222,11 @@ impl<C: Connect> Supervisor<C> {
                 )
                 .await
             };
+            if began.elapsed() > RETRY.1 {
+                // It worked for a while: what fails now fails anew.
+                failures = 0;
+                pause = RETRY.0;
+            }
             let words = match attempt {
                 Ok(Ok(Outcome::Ended(session))) => {
                     if let Err(failed) = self.after_the_end(&session).await {

@@ -17,6 +17,8 @@ use crate::relay::connect::Connect;
 use crate::relay::{Agent, RelayError, Reply};
 use crate::session::plan::{Answer, Intent};
 
+/// The pause before a stream is opened again on which something arrived that is no message.
+const BROKEN_PAUSE: Duration = Duration::from_secs(1);
 /// Waiting longer than this is worth a write, so that people see how far a session is.
 const PROGRESS_AFTER: Duration = Duration::from_millis(250);
 /// How long an agent that let its deadline pass may take to answer after all when it is told to stop.
@@ -131,6 +133,10 @@ impl<C: Connect> Run<'_, C> {
     /// The stream broke: look at the pod, and let the plan decide where to go.
     async fn lose(&mut self, error: RelayError) -> Result<Flow, Error> {
         info!(%error, "the stream to the sidecar was lost");
+        if matches!(error, RelayError::Broken(_)) {
+            // What cannot be understood is likely to come again.
+            tokio::time::sleep(BROKEN_PAUSE).await;
+        }
         if let Some(link) = self.observed.link.take() {
             let endpoint = self.endpoint(&link.sidecar);
             self.context.pool.forget(&endpoint);

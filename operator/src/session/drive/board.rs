@@ -21,7 +21,7 @@ use crate::error::{Error, describe};
 use crate::relay::Agent;
 use crate::session::apply::{self, Written};
 use crate::session::result::{self, Entry, Finished, PodEnd, Reached};
-use crate::session::store::store;
+use crate::session::store::{NotStored, store};
 use crate::session::{Context, observe};
 
 /// How often what several pods show is written, where nothing waits for it.
@@ -194,7 +194,7 @@ impl<'a, C> Board<'a, C> {
             result::fit(&status, &mut all);
         }
         self.store(&sheet.session, entries.iter_mut().flat_map(Shown::entries))
-            .await;
+            .await?;
         {
             let mut all: Vec<&mut Entry> = entries.iter_mut().flat_map(Shown::entries).collect();
             result::fit_stored(&status, &mut all);
@@ -252,7 +252,7 @@ impl<'a, C> Board<'a, C> {
             &sheet.session,
             ends.iter_mut().flat_map(|end| &mut end.entries),
         )
-        .await;
+        .await?;
         {
             let mut all: Vec<&mut Entry> =
                 ends.iter_mut().flat_map(|end| &mut end.entries).collect();
@@ -305,7 +305,14 @@ impl<'a, C> Board<'a, C> {
     }
 
     /// Stores the whole outcomes of which something was cut or kept back.
-    async fn store(&self, session: &DebugSession, entries: impl Iterator<Item = &mut Entry>) {
+    ///
+    /// # Errors
+    /// When nobody refused one, but the API server stays away: the agents keep what is not written.
+    async fn store(
+        &self,
+        session: &DebugSession,
+        entries: impl Iterator<Item = &mut Entry>,
+    ) -> Result<(), Error> {
         for entry in entries.filter(|entry| entry.to_store) {
             entry.to_store = false;
             let Some(outcome) = entry.outcome.take() else {
@@ -320,12 +327,14 @@ impl<'a, C> Board<'a, C> {
                     context.metrics.result_bytes.observe(f64::from(size));
                     entry.status.result = Some(reference);
                 }
+                Err(NotStored::Refused(error)) if error.is_silence() => return Err(error),
                 Err(error) => {
                     warn!(error = %describe(&error), "a result could not be stored");
                     entry.not_stored = Some(error.words());
                 }
             }
         }
+        Ok(())
     }
 
     /// Writes `status`, unless somebody else wrote a status meanwhile.

@@ -296,12 +296,36 @@ where
 }
 
 /// How long to wait before the stream is tried again. A container that was just added is there within a fraction of a
-/// second; each try is a request of the API server and a line in its audit log.
+/// second; each try is a request of the API server, a call of a kubelet and a line in the audit log, so a container that
+/// takes long to start is asked for ever less often.
 fn pause(error: &RelayError, elapsed: Duration) -> Duration {
-    let quick = matches!(error, RelayError::NotRunning(_));
-    Duration::from_millis(match elapsed.as_millis() {
-        0..2000 if quick => 20,
-        0..10_000 => 100,
-        _ => 500,
-    })
+    let first = if matches!(error, RelayError::NotRunning(_)) {
+        Duration::from_millis(20)
+    } else {
+        Duration::from_millis(100)
+    };
+    (elapsed / 5).clamp(first, Duration::from_secs(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_never_starts_is_asked_for_ever_less_often() {
+        for (error, most) in [
+            (RelayError::NotRunning(String::new()), 50),
+            (RelayError::Ended(String::new()), 40),
+        ] {
+            let mut elapsed = Duration::ZERO;
+            let mut tries = 0;
+            while elapsed < Duration::from_mins(1) {
+                tries += 1;
+                elapsed += pause(&error, elapsed);
+            }
+            assert!(tries <= most, "{tries} tries within a minute");
+            // One that comes up after a second is found within a fifth of it.
+            assert!(pause(&error, Duration::from_secs(1)) <= Duration::from_millis(200));
+        }
+    }
 }

@@ -156,6 +156,14 @@ fn open(
         (_, Some(error @ RelayError::NodeUnreachable(_))) => {
             end(Reason::NodeLost, format!("{error}; tried for {limit} s"))
         }
+        (ResidentState::Starting, _) => end(
+            Reason::SidecarFailed,
+            format!(
+                "sidecar {} did not start within {limit} s: its node's kubelet has not said that the container runs, nor why not{}",
+                resident.name,
+                words_of(observed)
+            ),
+        ),
         _ => end(
             Reason::SidecarFailed,
             format!(

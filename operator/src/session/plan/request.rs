@@ -82,7 +82,8 @@ pub(super) fn ask(
             limit.saturating_add(ANSWER_GRACE),
         )
     };
-    if cancel {
+    let unknown = script.is_none() && action.at_most_once();
+    if cancel || unknown {
         // Asking is how an outcome is fetched; a request that never arrived must not begin now.
         limit = Duration::ZERO;
         if let Action::Exec(exec) = &mut action {

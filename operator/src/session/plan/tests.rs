@@ -805,3 +805,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_script_that_was_given_away_is_asked_for_although_its_source_is_gone() {
+    let gone = Refusal::new(Reason::ScriptNotFound, "there is no ConfigMap scripts");
+    let carrying = carrying(&[(AttachedAs::Ptrace, json!({"running": {}}))], json!({}));
+    let mut observed = Observed {
+        script: Some(Err(gone)),
+        ..seeing(carrying)
+    };
+    let Step::End(end) = decide(&exec(), &observed) else {
+        panic!("it is begun without its script");
+    };
+    assert_eq!(
+        (end.reason, end.maybe_armed),
+        (Reason::ScriptNotFound, false)
+    );
+    observed.intent = Some(intent("i1"));
+    assert!(matches!(decide(&exec(), &observed), Step::Open { .. }));
+    observed.link = Some(Link {
+        sidecar: "sidewinder-app-1".into(),
+        attach: AttachedAs::Ptrace,
+        instance: "i1".into(),
+    });
+    let Step::Ask {
+        request,
+        until,
+        cancel,
+    } = decide(&exec(), &observed)
+    else {
+        panic!("what it came to is not fetched");
+    };
+    // One that never arrived has no time to begin, and one that runs has all of its own.
+    assert_eq!(request.timeout_milliseconds, 0);
+    assert!(!cancel && until > after(now(), Duration::from_secs(30)));
+    let sidewinder_model::Action::Exec(asked) = request.action else {
+        panic!("{:?}", request.action);
+    };
+    assert_eq!(asked.start_milliseconds, 0);
+}

@@ -30,8 +30,11 @@ pub(super) fn entry(
     sensitive: Sensitive,
 ) -> (TargetStatus, bool) {
     // A script that never started said nothing: where the threads stood is the answer, as for anybody who reads stacks.
-    let silent =
-        matches!(outcome.data, Some(Data::Exec(_))) && outcome.reason == Reason::TargetBlocked;
+    let silent = outcome.reason == Reason::TargetBlocked
+        && matches!(&outcome.data, Some(Data::Exec(exec)) if exec.stdout.is_empty()
+            && exec.stderr.is_empty()
+            && exec.value.is_none()
+            && exec.exception.is_none());
     let withhold = runs_code && sensitive == Sensitive::Secret && !silent;
     let mut fields = Fields {
         clipped: BTreeMap::new(),

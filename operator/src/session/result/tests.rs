@@ -1002,6 +1002,14 @@ fn a_pods_end_is_read_back_from_the_status_it_stands_in() {
         assert_eq!(read.reached, Reached::Answer);
         assert_eq!(read.message, end.message);
     }
+    // Another version's reason is no reason to begin anew.
+    let newer = TargetStatus {
+        phase: Some(Phase::Failed),
+        reason: Some("SomethingNewer".into()),
+        ..known()
+    };
+    let read = PodEnd::read(&[newer]).unwrap();
+    assert_eq!((read.reason, read.complete), (Reason::InternalError, false));
     let going = TargetStatus {
         phase: Some(Phase::Running),
         ..known()
