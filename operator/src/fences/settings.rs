@@ -106,7 +106,11 @@ impl Settings {
                 ("killSwitch", "None") => settings.kill_switch = KillSwitch::None,
                 ("killSwitch", "CodeRunning") => settings.kill_switch = KillSwitch::CodeRunning,
                 ("killSwitch", "All") => settings.kill_switch = KillSwitch::All,
-                ("killSwitch", _) => wrong.push(choice("None, CodeRunning or All")),
+                ("killSwitch", _) => {
+                    // Whoever reaches for it is in a hurry, and means to stop something.
+                    settings.kill_switch = KillSwitch::All;
+                    wrong.push(choice("None, CodeRunning or All"));
+                }
                 ("optIn", "None") => settings.opt_in = OptIn::None,
                 ("optIn", "Namespace") => settings.opt_in = OptIn::Namespace,
                 ("optIn", "Pod") => settings.opt_in = OptIn::Pod,
@@ -193,8 +197,11 @@ pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Rece
                     continue;
                 }
             };
-            let settings =
-                settings.unwrap_or_else(|| Settings::unreadable(format!("there is no {place}")));
+            // What was known holds on for what only reads, when the ConfigMap is deleted.
+            let settings = settings.unwrap_or_else(|| Settings {
+                readable: Err(format!("there is no {place}")),
+                ..sender.borrow().clone()
+            });
             match &settings.readable {
                 Ok(()) => info!(?settings, "settings"),
                 Err(wrong) => error!(

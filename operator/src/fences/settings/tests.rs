@@ -65,6 +65,8 @@ fn what_cannot_be_read_is_named_and_the_rest_holds() {
     let half = Settings::read(&data(&[("killSwitch", "All"), ("optIn", "x")]));
     assert_eq!(half.kill_switch, KillSwitch::All);
     assert!(half.readable.is_err());
+    let hasty = Settings::read(&data(&[("killSwitch", "all")]));
+    assert_eq!(hasty.kill_switch, KillSwitch::All);
 }
 
 #[test]
@@ -86,7 +88,13 @@ async fn a_change_is_in_force_at_once_and_a_deletion_fails_closed() {
     assert_eq!(settings.borrow_and_update().kill_switch, KillSwitch::All);
     api.remove(path);
     settings.changed().await.unwrap();
-    assert!(settings.borrow_and_update().readable.is_err());
+    let kept = settings.borrow_and_update().clone();
+    assert!(kept.readable.is_err());
+    assert_eq!(
+        kept.kill_switch,
+        KillSwitch::All,
+        "what only reads stays refused"
+    );
 }
 
 #[tokio::test]
