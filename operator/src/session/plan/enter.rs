@@ -37,7 +37,11 @@ pub(super) fn enter(
             .iter()
             .rev()
             .filter(move |resident| resident.attach == Some(way.into()))
-            .find(|resident| resident.may_live() && (resident.current || !outdated))
+            .find(|resident| {
+                // Another release's is used where it runs; one that does not start may be why there is another release.
+                let running = resident.state == ResidentState::Running;
+                resident.may_live() && (resident.current || running && !outdated)
+            })
     };
     // What lives comes before what would be added, which nobody could remove again.
     let alive = living(way).map(|resident| (way, resident)).or_else(|| {

@@ -208,3 +208,20 @@ fn a_sandbox_that_was_made_again_gets_a_new_sidecar() {
         ("add", "sidewinder-app-2".to_owned(), Way::Ptrace)
     );
 }
+
+#[test]
+fn a_sidecar_of_another_release_that_does_not_start_is_not_waited_for() {
+    let stuck = || json!({"waiting": {"reason": "ImagePullBackOff", "message": "not there"}});
+    for state in [stuck(), waiting()] {
+        let observed = seeing(&[(AttachedAs::Ptrace, OLD, state)]);
+        let (what, name, _) = decided("Auto", &observed);
+        assert_eq!((what, name.as_str()), ("add", "sidewinder-app-2"));
+    }
+    // One of this release that cannot be pulled says so.
+    let ours = sidecar().image;
+    let observed = seeing(&[(AttachedAs::Ptrace, &ours, stuck())]);
+    let Step::End(end) = decide("Auto", &observed) else {
+        panic!("it is waited for");
+    };
+    assert_eq!(end.reason, Reason::ImagePullFailed);
+}
