@@ -273,6 +273,11 @@ impl Fences {
         if !runs_code(session) {
             return Ok(Ok(()));
         }
+        self.demands_met(session).await
+    }
+
+    /// Whether what is demanded of every session that runs code holds: the policies are in place, and it says who asks.
+    async fn demands_met(&self, session: &DebugSession) -> Result<Result<(), Refusal>, Error> {
         if self.demands.policies
             && let Err(refusal) = self.policies.in_place().await?
         {
@@ -286,14 +291,11 @@ impl Fences {
 
     /// Whether the policies, and the requester's own rights, allow what runs code, as of now.
     async fn review(&self, session: &DebugSession) -> Result<Result<(), Refusal>, Error> {
-        if self.demands.policies
-            && let Err(refusal) = self.policies.in_place().await?
-        {
+        if let Err(refusal) = self.demands_met(session).await? {
             return Ok(Err(refusal));
         }
         match &session.spec.requested_by {
             Some(requester) => self.reviewer.review(session, requester).await,
-            None if self.demands.requester => Ok(Err(review::unknown_requester())),
             None => Ok(Ok(())),
         }
     }

@@ -64,6 +64,18 @@ pub struct Whole {
     pub place: usize,
 }
 
+impl Entry {
+    /// An entry without an outcome: what stands in the status is all there is.
+    pub fn written(status: TargetStatus) -> Self {
+        Self {
+            status,
+            outcome: None,
+            to_store: false,
+            not_stored: None,
+        }
+    }
+}
+
 impl Whole {
     /// The answer at `place`. One that stands in the status as it is does not hold the memory that a large message took,
     /// which is given back once the others of the message are stored.
@@ -102,6 +114,16 @@ pub enum Reached {
     Request,
     /// The agent answered.
     Answer,
+}
+
+impl Reached {
+    fn of(answered: bool, agent: bool) -> Self {
+        match (answered, agent) {
+            (true, _) => Self::Answer,
+            (false, true) => Self::Agent,
+            (false, false) => Self::Nothing,
+        }
+    }
 }
 
 /// What the work on one pod came to.
@@ -164,38 +186,27 @@ impl PodEnd {
             reason.is_complete()
         };
         if !answered && known.pod_uid.is_some() {
-            entries.push(Entry {
-                status: TargetStatus {
-                    phase: Some(phase(reason, complete)),
-                    reason: Some(reason.to_string()),
-                    message: Some(message.clone()),
-                    summary: Some(one_line(&message, MAX_SUMMARY_CHARS)),
-                    disarmed: runs_code.then_some(if end.maybe_armed {
-                        DisarmState::StillArmed
-                    } else if went_with_its_target(reason, known) {
-                        DisarmState::Disarmed
-                    } else {
-                        DisarmState::NotArmed
-                    }),
-                    ..known.clone()
-                },
-                outcome: None,
-                to_store: false,
-                not_stored: None,
-            });
+            entries.push(Entry::written(TargetStatus {
+                phase: Some(phase(reason, complete)),
+                reason: Some(reason.to_string()),
+                message: Some(message.clone()),
+                summary: Some(one_line(&message, MAX_SUMMARY_CHARS)),
+                disarmed: runs_code.then_some(if end.maybe_armed {
+                    DisarmState::StillArmed
+                } else if went_with_its_target(reason, known) {
+                    DisarmState::Disarmed
+                } else {
+                    DisarmState::NotArmed
+                }),
+                ..known.clone()
+            }));
         }
         Self {
             entries,
             reason,
             message,
             complete,
-            reached: if answered {
-                Reached::Answer
-            } else if known.agent.is_some() {
-                Reached::Agent
-            } else {
-                Reached::Nothing
-            },
+            reached: Reached::of(answered, known.agent.is_some()),
             notes,
         }
     }
@@ -221,22 +232,14 @@ impl PodEnd {
             reason,
             message,
             complete: reasons.iter().any(|(_, reason)| reason.is_complete()),
-            reached: if answered {
-                Reached::Answer
-            } else if targets.iter().any(|target| target.agent.is_some()) {
-                Reached::Agent
-            } else {
-                Reached::Nothing
-            },
+            reached: Reached::of(answered, targets.iter().any(|it| it.agent.is_some())),
             notes: String::new(),
             entries: targets
                 .iter()
                 .map(|target| Entry {
-                    status: target.clone(),
-                    outcome: None,
-                    to_store: false,
                     not_stored: (!target.clipped.is_empty() && target.result.is_none())
                         .then(|| "an operator that is gone could not store it".to_owned()),
+                    ..Entry::written(target.clone())
                 })
                 .collect(),
         })
@@ -440,7 +443,7 @@ fn disarmed(pods: &[PodEnd]) -> (bool, Reason, String) {
 
 /// Adds the entries, and where the results are.
 pub fn seal(
-    mut finished: Finished,
+    mut status: DebugSessionStatus,
     pods: &[PodEnd],
     generation: Option<i64>,
     now: Timestamp,
@@ -462,7 +465,7 @@ pub fn seal(
     };
     if pods.iter().any(|pod| pod.reached == Reached::Answer) {
         conditions::set(
-            &mut finished.status.conditions,
+            &mut status.conditions,
             Observation {
                 condition: conditions::RESULT_STORED,
                 status: holds,
@@ -473,11 +476,11 @@ pub fn seal(
             now,
         );
     }
-    finished.status.targets = within_limit(pods.iter().map(|pod| {
+    status.targets = within_limit(pods.iter().map(|pod| {
         let entries = pod.entries.iter();
         entries.map(|entry| entry.status.clone()).collect()
     }));
-    finished.status
+    status
 }
 
 /// The entries that stand in the status, at most [`MAX_TARGETS`]. Every pod keeps its first one, which may be an intent;

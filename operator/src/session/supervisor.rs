@@ -287,7 +287,7 @@ impl<C: Connect> Supervisor<C> {
         let ends = PodEnd::give_up(session, words, self.context.settings.sensitive);
         let finished = result::finish(session, &ends, elapsed, now);
         let generation = session.metadata.generation;
-        let status = result::seal(finished.clone(), &ends, generation, now);
+        let status = result::seal(finished.status.clone(), &ends, generation, now);
         match apply::status(&self.context.client, session, &status).await {
             Ok(Written::Done(session)) => {
                 report(&self.context, &session, &finished, &ends, elapsed);

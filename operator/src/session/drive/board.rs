@@ -189,16 +189,8 @@ impl<'a, C> Board<'a, C> {
         let (mut entries, keepers, version) = self.take();
         let mut status = progress(&sheet, &entries);
         status.target = Some(self.target(&sheet.session));
-        {
-            let mut all: Vec<&mut Entry> = entries.iter_mut().flat_map(Shown::entries).collect();
-            result::fit(&status, &mut all);
-        }
-        self.store(&sheet.session, entries.iter_mut().flat_map(Shown::entries))
-            .await?;
-        {
-            let mut all: Vec<&mut Entry> = entries.iter_mut().flat_map(Shown::entries).collect();
-            result::fit_stored(&status, &mut all);
-        }
+        let all = entries.iter_mut().flat_map(Shown::entries).collect();
+        self.fit_and_store(&sheet.session, &status, all).await?;
         status.targets = result::within_limit(entries.iter_mut().map(|shown| {
             let entries = shown.entries();
             entries.map(|entry| entry.status.clone()).collect()
@@ -243,23 +235,12 @@ impl<'a, C> Board<'a, C> {
         let elapsed = elapsed(&sheet.session, now);
         let mut finished = result::finish(&base, &ends, elapsed, now);
         finished.status.target = Some(self.target(&sheet.session));
-        {
-            let mut all: Vec<&mut Entry> =
-                ends.iter_mut().flat_map(|end| &mut end.entries).collect();
-            result::fit(&finished.status, &mut all);
-        }
-        self.store(
-            &sheet.session,
-            ends.iter_mut().flat_map(|end| &mut end.entries),
-        )
-        .await?;
-        {
-            let mut all: Vec<&mut Entry> =
-                ends.iter_mut().flat_map(|end| &mut end.entries).collect();
-            result::fit_stored(&finished.status, &mut all);
-        }
+        let all = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
+        self.fit_and_store(&sheet.session, &finished.status, all)
+            .await?;
         let generation = sheet.session.metadata.generation;
-        finished.status = result::seal(finished.clone(), &ends, generation, now);
+        let status = std::mem::take(&mut finished.status);
+        finished.status = result::seal(status, &ends, generation, now);
         if sheet.left_to_another {
             return Ok((Flow::Stop(Outcome::Superseded), finished, ends));
         }
@@ -284,12 +265,7 @@ impl<'a, C> Board<'a, C> {
             .iter_mut()
             .map(|place| match place.end.take() {
                 Some(end) => Shown::End(end),
-                None => Shown::Going(Box::new(Entry {
-                    status: place.going.clone(),
-                    outcome: None,
-                    to_store: false,
-                    not_stored: None,
-                })),
+                None => Shown::Going(Box::new(Entry::written(place.going.clone()))),
             })
             .collect();
         (shown, keepers, version)
@@ -304,16 +280,19 @@ impl<'a, C> Board<'a, C> {
         }
     }
 
-    /// Stores the whole outcomes of which something was cut or kept back.
+    /// Makes a status with `entries` fit, of which `base` is the rest, and stores the whole outcomes of which something was
+    /// cut or kept back.
     ///
     /// # Errors
     /// When nobody refused one, but the API server stays away: the agents keep what is not written.
-    async fn store(
+    async fn fit_and_store(
         &self,
         session: &DebugSession,
-        entries: impl Iterator<Item = &mut Entry>,
+        base: &DebugSessionStatus,
+        mut entries: Vec<&mut Entry>,
     ) -> Result<(), Error> {
-        for entry in entries.filter(|entry| entry.to_store) {
+        result::fit(base, &mut entries);
+        for entry in entries.iter_mut().filter(|entry| entry.to_store) {
             entry.to_store = false;
             let Some(outcome) = entry.outcome.take() else {
                 continue;
@@ -334,6 +313,7 @@ impl<'a, C> Board<'a, C> {
                 }
             }
         }
+        result::fit_stored(base, &mut entries);
         Ok(())
     }
 

@@ -72,6 +72,17 @@ impl World {
         }
     }
 
+    /// Sets `cancel`, as the watch would tell.
+    fn cancel(&self) {
+        self.api.change(
+            SESSION,
+            json!({"spec": {"cancel": true}, "metadata": {"generation": 2}}),
+        );
+        let latest = serde_json::from_value(self.api.get(SESSION).unwrap()).unwrap();
+        self.signals
+            .send_modify(|signal| signal.latest = Some(Arc::new(latest)));
+    }
+
     fn status(&self) -> Value {
         self.api.get(SESSION).unwrap()["status"].clone()
     }
@@ -237,14 +248,7 @@ async fn a_cancelled_script_is_stopped_and_its_session_says_so() {
             .api
             .until(SESSION, |session| session["status"]["phase"] == "Running")
             .await;
-        world.api.change(
-            SESSION,
-            json!({"spec": {"cancel": true}, "metadata": {"generation": 2}}),
-        );
-        let latest = serde_json::from_value(world.api.get(SESSION).unwrap()).unwrap();
-        world
-            .signals
-            .send_modify(|signal| signal.latest = Some(Arc::new(latest)));
+        world.cancel();
     };
     let (outcome, ()) = tokio::join!(world.drive(), cancel);
     assert_eq!(outcome, ENDED);
@@ -396,14 +400,7 @@ async fn a_fleet_that_is_cancelled_stops_every_script_and_begins_no_more() {
         while world.agents.runs().len() < 2 {
             tokio::task::yield_now().await;
         }
-        world.api.change(
-            SESSION,
-            json!({"spec": {"cancel": true}, "metadata": {"generation": 2}}),
-        );
-        let latest = serde_json::from_value(world.api.get(SESSION).unwrap()).unwrap();
-        world
-            .signals
-            .send_modify(|signal| signal.latest = Some(Arc::new(latest)));
+        world.cancel();
     };
     let (outcome, ()) = tokio::join!(world.drive(), cancel);
     assert_eq!(outcome, ENDED);

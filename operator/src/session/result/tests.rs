@@ -72,7 +72,7 @@ fn seen(
     }
     let (reason, complete) = (finished.reason, finished.complete);
     Seen {
-        status: seal(finished, &pods, session.metadata.generation, at()),
+        status: seal(finished.status, &pods, session.metadata.generation, at()),
         documents,
         reason,
         complete,
