@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use crate::fdinfo::{self, Link};
 use crate::process::Process;
-use crate::sockets::{Peers, Socket, Table};
+use crate::sockets::{SockDiag, Socket, Table};
 
 /// The longest path that is shown, in characters.
 const PATH_CHARS: usize = 256;
@@ -59,7 +59,8 @@ pub(crate) struct Descriptors<'a> {
     root: OnceCell<String>,
     known: HashMap<u32, String>,
     tables: HashMap<Table, HashMap<u64, Socket>>,
-    peers: OnceCell<Option<Peers>>,
+    listening: HashMap<Table, HashMap<u64, Socket>>,
+    diag: OnceCell<Option<SockDiag>>,
     /// Pipes, FIFOs and sockets by the text of their links.
     own_holders: OnceCell<HashMap<String, Vec<Holder>>>,
     other_holders: OnceCell<HashMap<String, Vec<Holder>>>,
@@ -74,7 +75,8 @@ impl<'a> Descriptors<'a> {
             root: OnceCell::new(),
             known: HashMap::new(),
             tables: HashMap::new(),
-            peers: OnceCell::new(),
+            listening: HashMap::new(),
+            diag: OnceCell::new(),
             own_holders: OnceCell::new(),
             other_holders: OnceCell::new(),
             locks: OnceCell::new(),
@@ -163,24 +165,62 @@ impl<'a> Descriptors<'a> {
     }
 
     fn socket(&mut self, number: u32, inode: u64) -> Option<String> {
-        for table in Table::ALL {
-            let Some(socket) = self.table(table).get(&inode).cloned() else {
-                continue;
-            };
-            let peer = match &socket {
-                Socket::Unix { listens: false, .. } => self.peer(inode),
-                _ => None,
-            };
-            return Some(socket.describe(peer.as_deref()));
-        }
-        // It is in no table before it is bound or connected, or its protocol has none that is read here. The kernel's
-        // name of the protocol is an attribute of the socket.
+        let protocol = self.protocol(number);
+        let named = protocol.as_deref().and_then(Table::of);
+        let socket = match (named, &protocol) {
+            (Some(table), _) => self.find(table, inode),
+            // Its protocol has no table that is read here.
+            (None, Some(_)) => None,
+            (None, None) => Table::ALL
+                .into_iter()
+                .find_map(|table| self.find(table, inode)),
+        };
+        let Some(socket) = socket else {
+            // It is in no table before it is bound or connected.
+            return Some(format!("{} socket", protocol?));
+        };
+        let peer = match &socket {
+            Socket::Unix { listens: false, .. } => self.peer(inode),
+            _ => None,
+        };
+        Some(socket.describe(peer.as_deref()))
+    }
+
+    /// The kernel's name of a socket's protocol, an attribute of the socket.
+    fn protocol(&self, number: u32) -> Option<String> {
         let own = self.process.dir().as_raw_fd();
         let link = format!("/proc/self/fd/{own}/fd/{number}");
         let mut name = [0; 64];
         let len = rustix::fs::getxattr(link, "system.sockprotoname", &mut name).ok()?;
         let name = String::from_utf8_lossy(name.get(..len)?);
-        Some(format!("{} socket", name.trim_end_matches('\0')))
+        Some(name.trim_end_matches('\0').to_owned())
+    }
+
+    fn find(&mut self, table: Table, inode: u64) -> Option<Socket> {
+        let listens = self.listening(table).get(&inode).cloned();
+        listens.or_else(|| self.table(table).get(&inode).cloned())
+    }
+
+    /// The sockets that listen, where that can be known without the whole table.
+    fn listening(&mut self, table: Table) -> &HashMap<u64, Socket> {
+        let known = if self.listening.contains_key(&table) {
+            None
+        } else {
+            self.diag().map(|diag| diag.listening(table))
+        };
+        self.listening
+            .entry(table)
+            .or_insert_with(|| known.unwrap_or_default())
+    }
+
+    fn diag(&self) -> Option<&SockDiag> {
+        let diag = self.diag.get_or_init(|| {
+            // The kernel answers for the namespace of whoever asks.
+            let own = std::fs::read_link("/proc/self/ns/net").ok()?;
+            let its = self.process.namespace("net")?;
+            (own.as_os_str() == its).then(SockDiag::open).flatten()
+        });
+        diag.as_ref()
     }
 
     fn table(&mut self, table: Table) -> &HashMap<u64, Socket> {
@@ -195,14 +235,7 @@ impl<'a> Descriptors<'a> {
 
     /// The other end of a unix socket: its path, or whose it is.
     fn peer(&mut self, inode: u64) -> Option<String> {
-        let process = self.process;
-        let peers = self.peers.get_or_init(|| {
-            // The kernel answers for the namespace of whoever asks.
-            let own = std::fs::read_link("/proc/self/ns/net").ok()?;
-            let its = process.namespace("net")?;
-            (own.as_os_str() == its).then(Peers::open).flatten()
-        });
-        let peer = peers.as_ref()?.of(inode)?;
+        let peer = self.diag()?.peer(inode)?;
         if let Some(path) = self.table(Table::Unix).get(&peer).and_then(Socket::path) {
             return Some(path.chars().take(PATH_CHARS).collect());
         }

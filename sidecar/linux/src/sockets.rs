@@ -1,5 +1,5 @@
-//! What a socket is: from the tables of the network namespace it belongs to, and what the kernel says of unix
-//! sockets' peers. <https://man7.org/linux/man-pages/man5/proc_pid_net.5.html>,
+//! What a socket is: from the tables of the network namespace it belongs to, and what the kernel says of sockets that
+//! listen and of unix sockets' peers. <https://man7.org/linux/man-pages/man5/proc_pid_net.5.html>,
 //! <https://man7.org/linux/man-pages/man7/sock_diag.7.html>
 
 use std::collections::HashMap;
@@ -25,7 +25,19 @@ pub(crate) enum Table {
 
 impl Table {
     /// Every table, the likeliest first.
-    pub(crate) const ALL: [Self; 5] = [Self::Tcp, Self::Unix, Self::Tcp6, Self::Udp, Self::Udp6];
+    pub(crate) const ALL: [Self; 5] = [Self::Unix, Self::Tcp, Self::Tcp6, Self::Udp, Self::Udp6];
+
+    /// The table with the sockets of a protocol, by the name that the kernel gives it (`struct proto`).
+    pub(crate) fn of(protocol: &str) -> Option<Self> {
+        Some(match protocol {
+            "TCP" => Self::Tcp,
+            "TCPv6" => Self::Tcp6,
+            "UDP" => Self::Udp,
+            "UDPv6" => Self::Udp6,
+            "UNIX" | "UNIX-STREAM" => Self::Unix,
+            _ => return None,
+        })
+    }
 
     /// Its file below `/proc/PID`.
     pub(crate) fn file(self) -> &'static str {
@@ -113,6 +125,9 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
+/// `TCP_LISTEN` of `include/net/tcp_states.h` of Linux.
+const LISTEN: u8 = 10;
+
 /// `include/net/tcp_states.h` of Linux.
 fn tcp_state(state: u8) -> &'static str {
     match state {
@@ -125,7 +140,7 @@ fn tcp_state(state: u8) -> &'static str {
         7 => "CLOSE",
         8 => "CLOSE_WAIT",
         9 => "LAST_ACK",
-        10 => "LISTEN",
+        LISTEN => "LISTEN",
         11 => "CLOSING",
         _ => "UNKNOWN",
     }
@@ -245,16 +260,24 @@ pub(crate) fn sockaddr(bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// Asks the kernel for the peers of unix sockets in this program's own network namespace.
+/// Asks the kernel about sockets in this program's own network namespace.
 #[derive(Debug)]
-pub(crate) struct Peers(OwnedFd);
+pub(crate) struct SockDiag(OwnedFd);
 
-// linux/sock_diag.h and linux/unix_diag.h.
+// linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h and linux/unix_diag.h.
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
+/// Where what a message holds begins: `sizeof(struct nlmsghdr)`.
+const NLMSG_HDRLEN: usize = 16;
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+const INET_DIAG_REQUEST: u32 = 72;
+/// How many bytes of answers are taken: some 100 000 sockets that listen.
+const MAX_DUMP_BYTES: usize = 8 << 20;
 
-impl Peers {
+impl SockDiag {
     /// `None` where the kernel or its policy has no such socket.
     pub(crate) fn open() -> Option<Self> {
         let fd = socket(
@@ -270,8 +293,39 @@ impl Peers {
         Some(Self(fd))
     }
 
-    /// The inode of the socket at the other end.
-    pub(crate) fn of(&self, inode: u64) -> Option<u64> {
+    /// The TCP sockets that listen, by inode: those of `Tcp` or `Tcp6`. Empty where the kernel does not say.
+    ///
+    /// A server that waits for connections is what is met most. In the tables its sockets stand before the connections,
+    /// but the kernel does not give them out before it has walked over its whole hash table of connections, whose size
+    /// goes with the machine's memory: milliseconds, however few there are.
+    pub(crate) fn listening(&self, table: Table) -> HashMap<u64, Socket> {
+        let family = match table {
+            Table::Tcp => nix::libc::AF_INET,
+            Table::Tcp6 => nix::libc::AF_INET6,
+            Table::Udp | Table::Udp6 | Table::Unix => return HashMap::new(),
+        };
+        let request = listening_request(family.unsigned_abs().to_le_bytes()[0]);
+        let kernel = NetlinkAddr::new(0, 0);
+        let mut found = HashMap::new();
+        if sendto(self.0.as_raw_fd(), &request, &kernel, MsgFlags::empty()).is_err() {
+            return found;
+        }
+        let mut answer = vec![0; 32 << 10];
+        let mut taken = 0;
+        while taken < MAX_DUMP_BYTES {
+            let Ok(len @ 1..) = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()) else {
+                break;
+            };
+            taken += len;
+            if !listening(answer.get(..len).unwrap_or_default(), &mut found) {
+                break;
+            }
+        }
+        found
+    }
+
+    /// The inode of the socket at the other end of a unix socket.
+    pub(crate) fn peer(&self, inode: u64) -> Option<u64> {
         let request = request(u32::try_from(inode).ok()?);
         let kernel = NetlinkAddr::new(0, 0);
         sendto(self.0.as_raw_fd(), &request, &kernel, MsgFlags::empty()).ok()?;
@@ -286,7 +340,7 @@ fn request(inode: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     bytes.extend(40_u32.to_ne_bytes());
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    bytes.extend(1_u16.to_ne_bytes()); // NLM_F_REQUEST
+    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
     bytes.extend([0; 8]); // sequence number, port
     bytes.extend([1, 0, 0, 0]); // AF_UNIX
     bytes.extend(u32::MAX.to_ne_bytes()); // in any state
@@ -294,6 +348,65 @@ fn request(inode: u32) -> Vec<u8> {
     bytes.extend(UDIAG_SHOW_PEER.to_ne_bytes());
     bytes.extend([0xff; 8]); // no cookie
     bytes
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2` for all that listen.
+fn listening_request(family: u8) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(INET_DIAG_REQUEST as usize);
+    bytes.extend(INET_DIAG_REQUEST.to_ne_bytes());
+    bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    bytes.extend([0; 8]); // sequence number, port
+    bytes.extend([family, 6, 0, 0]); // IPPROTO_TCP
+    bytes.extend((1_u32 << LISTEN).to_ne_bytes());
+    bytes.resize(INET_DIAG_REQUEST as usize, 0); // whatever its addresses
+    bytes
+}
+
+/// Takes the sockets out of one datagram of a dump, each a `struct nlmsghdr` and a `struct inet_diag_msg`; whether there
+/// is more to come.
+fn listening(mut datagram: &[u8], found: &mut HashMap<u64, Socket>) -> bool {
+    let half = |bytes: &[u8], at| Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk::<2>()?));
+    let word = |bytes: &[u8], at| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk::<4>()?));
+    while let (Some(len), Some(kind)) = (word(datagram, 0), half(datagram, 4)) {
+        let len = len as usize;
+        // An error, too, ends a dump.
+        if kind != SOCK_DIAG_BY_FAMILY || len < NLMSG_HDRLEN {
+            return false;
+        }
+        let Some(message) = datagram.get(NLMSG_HDRLEN..len) else {
+            return false;
+        };
+        if let Some((inode, socket)) = inet_diag(message) {
+            found.insert(inode, socket);
+        }
+        datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    true
+}
+
+/// `struct inet_diag_msg`.
+fn inet_diag(message: &[u8]) -> Option<(u64, Socket)> {
+    let word = |at: usize| Some(u32::from_ne_bytes(*message.get(at..)?.first_chunk::<4>()?));
+    let port = |at: usize| Some(u16::from_be_bytes(*message.get(at..)?.first_chunk::<2>()?));
+    let family = i32::from(*message.first()?);
+    let ip = |at: usize| {
+        let bytes = message.get(at..)?;
+        match family {
+            nix::libc::AF_INET => Some(IpAddr::from(*bytes.first_chunk::<4>()?)),
+            nix::libc::AF_INET6 => Some(Ipv6Addr::from(*bytes.first_chunk::<16>()?).to_canonical()),
+            _ => None,
+        }
+    };
+    let socket = Socket::Inet {
+        tcp: true,
+        local: SocketAddr::new(ip(8)?, port(4)?),
+        peer: SocketAddr::new(ip(24)?, port(6)?),
+        state: tcp_state(*message.get(1)?),
+        // Of one that listens this is how many connections it lets wait.
+        send_queue: 0,
+    };
+    Some((word(68)?.into(), socket))
 }
 
 /// The peer's inode in an answer: `struct nlmsghdr`, `struct unix_diag_msg`, then attributes.
@@ -414,9 +527,67 @@ mod tests {
                 .ino()
         };
         // A kernel without unix_diag has no answer, and that is not ours to test.
-        if let Some(found) = Peers::open().unwrap().of(inode(&one)) {
+        if let Some(found) = SockDiag::open().unwrap().peer(inode(&one)) {
             assert_eq!(found, inode(&other));
         }
+    }
+
+    #[test]
+    fn sockets_that_listen_are_what_the_tables_say() {
+        let sockets = [
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+            std::net::TcpListener::bind("[::1]:0").unwrap(),
+        ];
+        let connected = std::net::TcpStream::connect(sockets[0].local_addr().unwrap()).unwrap();
+        let inode = |fd: i32| {
+            use std::os::unix::fs::MetadataExt as _;
+            std::fs::metadata(format!("/proc/self/fd/{fd}"))
+                .unwrap()
+                .ino()
+        };
+        let diag = SockDiag::open().unwrap();
+        for (socket, table) in sockets.iter().zip([Table::Tcp, Table::Tcp6]) {
+            let all = table.parse(&std::fs::read(format!("/proc/self/{}", table.file())).unwrap());
+            let listening = diag.listening(table);
+            // A kernel without inet_diag has no answer, and that is not ours to test.
+            if listening.is_empty() {
+                continue;
+            }
+            let inode = inode(socket.as_raw_fd());
+            assert_eq!(
+                listening[&inode].describe(None),
+                format!("TCP socket {}, LISTEN", socket.local_addr().unwrap())
+            );
+            assert_eq!(listening[&inode].describe(None), all[&inode].describe(None));
+        }
+        let listening = diag.listening(Table::Tcp);
+        assert_eq!(listening.get(&inode(connected.as_raw_fd())), None);
+        assert!(diag.listening(Table::Udp).is_empty());
+    }
+
+    #[test]
+    fn a_damaged_dump_ends() {
+        let mut message = vec![0; 88];
+        message[0] = 88;
+        message[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        message[16..18].copy_from_slice(&[2, LISTEN]);
+        message[84] = 9;
+        let mut found = HashMap::new();
+        assert!(listening(&message, &mut found));
+        assert_eq!(found[&9].describe(None), "TCP socket 0.0.0.0:0, LISTEN");
+        for (at, byte) in [(0, 15), (0, 89), (4, 3), (4, 2)] {
+            let mut damaged = message.clone();
+            damaged[at] = byte;
+            assert!(!listening(&damaged, &mut found), "{at}: {byte}");
+        }
+        found.clear();
+        for len in 0..message.len() {
+            // It ends, and nothing is found in a part.
+            listening(&message[..len], &mut found);
+        }
+        message[16] = 77;
+        assert!(listening(&message, &mut found));
+        assert_eq!(found, HashMap::new());
     }
 
     #[test]
