@@ -18,8 +18,8 @@ use crate::session_client as sessions;
 
 const SESSIONS: u32 = 2000;
 const PODS: u32 = 20;
-/// As many as the operator works on at once, unless it is told otherwise.
-const OUTSTANDING: usize = 64;
+/// As many as the operator works on at once, unless it is told otherwise; of a part of the pods, as large a part of them.
+const OUTSTANDING: u32 = 64;
 /// Without an end for so long, what is left is lost.
 const LIMIT: Duration = Duration::from_mins(4);
 /// What is asked for.
@@ -72,9 +72,10 @@ async fn measure(stage: &Stage, namespace: &TestNamespace) -> Result<()> {
     warm_up(&mut watch, &pods).await?;
     let mut rows = vec![Row::HEADINGS.map(str::to_owned).to_vec()];
     let mut details = String::new();
+    let outstanding = stage.scaled(OUTSTANDING);
     for (label, action, outstanding) in [
-        ("stacks", Action::Stacks, OUTSTANDING),
-        ("exec", Action::Exec, OUTSTANDING),
+        ("stacks", Action::Stacks, outstanding),
+        ("exec", Action::Exec, outstanding),
         ("burst", Action::Stacks, usize::MAX),
     ] {
         let (row, detail) = one(

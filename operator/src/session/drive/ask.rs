@@ -19,8 +19,9 @@ use crate::session::plan::{Answer, Intent};
 
 /// The pause before a stream is opened again on which something arrived that is no message.
 const BROKEN_PAUSE: Duration = Duration::from_secs(1);
-/// Waiting longer than this is worth a write, so that people see how far a session is.
-const PROGRESS_AFTER: Duration = Duration::from_millis(250);
+/// Waiting longer than this is worth a write, so that people see how far a session is. Shorter, and sessions that wait
+/// because the API server is busy would give it half as much again to do.
+const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// How long an agent that let its deadline pass may take to answer after all when it is told to stop.
 const LAST_CALL: Duration = Duration::from_secs(5);
 
