@@ -49,7 +49,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     )?;
     let client = metrics
         .api
-        .client(config)
+        .client(config, &args.throttle(metrics.api.throttled.clone()))
         .context("failed to set up the client")?;
     let identity = args.identity();
     let events = Events::new(client.clone(), &identity);

@@ -1,9 +1,11 @@
 //! Flags and environment variables.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
 use clap::{ArgAction, Parser, ValueEnum};
 use kube::Client;
+use prometheus_client::metrics::counter::Counter;
 use sidewinder_crds::names::{NAMESPACE, env};
 use sidewinder_model::wire::MAX_PAYLOAD_BYTES;
 
@@ -17,6 +19,7 @@ use crate::session::Settings;
 use crate::session::result::Sensitive;
 use crate::session::result::spill::{DOCUMENT_BYTES, MIN_DOCUMENT_BYTES};
 use crate::telemetry::traces::TraceArgs;
+use crate::throttle::Throttle;
 
 /// The controller of `DebugSession`s.
 #[derive(Clone, Debug, Parser)]
@@ -80,6 +83,12 @@ pub struct Args {
     /// How many targets on one node are worked on at once.
     #[arg(long, env = env::MAX_PER_NODE, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_per_node: u16,
+    /// How many requests of the API server are made each second for long.
+    #[arg(long, env = env::API_REQUESTS_PER_SECOND, default_value = "500")]
+    pub api_requests_per_second: NonZeroU32,
+    /// How many requests of the API server may be made at once.
+    #[arg(long, env = env::API_BURST, default_value = "1000")]
+    pub api_burst: NonZeroU32,
     /// The operator's own pod: its identity among the replicas.
     #[arg(long, env = env::POD_NAME, default_value = "")]
     pub pod_name: String,
@@ -153,6 +162,11 @@ impl Args {
             result_max_bytes: usize::try_from(self.result_max_bytes).unwrap_or(usize::MAX),
             max_concurrent: usize::from(self.max_concurrent),
         }
+    }
+
+    /// How often the API server is asked. `waited` counts the requests that were held back.
+    pub fn throttle(&self, waited: Counter) -> Throttle {
+        Throttle::new(self.api_requests_per_second, self.api_burst, waited)
     }
 
     /// The memory that is there for results.

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod relay;
 pub mod session;
 pub mod telemetry;
+pub mod throttle;
 
 #[cfg(test)]
 mod testing;

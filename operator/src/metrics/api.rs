@@ -25,6 +25,7 @@ use tower::{BoxError, Layer, Service};
 use tracing::Instrument;
 
 use crate::telemetry;
+use crate::throttle::Throttle;
 
 /// How many requests may wait for their turn to be sent.
 const BUFFER: usize = 1024;
@@ -140,6 +141,8 @@ pub struct Api {
     duration: Family<Call, Histogram, fn() -> Histogram>,
     watches: Family<Watched, Gauge<i64, AtomicI64>>,
     retries: Family<Retried, Counter>,
+    /// Requests that waited for the operator's own limit.
+    pub throttled: Counter,
 }
 
 impl Api {
@@ -168,30 +171,37 @@ impl Api {
             "Requests that were sent again because the API server was not ready, by the code of its answer",
             retries.clone(),
         );
+        let throttled = Counter::default();
+        registry.register(
+            "api_throttled",
+            "Requests that waited because the operator had made as many as it may (api.requestsPerSecond, api.burst)",
+            throttled.clone(),
+        );
         Self {
             requests,
             duration,
             watches,
             retries,
+            throttled,
         }
     }
 
-    /// A client whose requests are counted.
+    /// A client whose requests are counted, and no more than `throttle` lets through.
     ///
     /// # Errors
     /// When `config` cannot be used.
-    pub fn client(&self, mut config: Config) -> kube::Result<Client> {
+    pub fn client(&self, mut config: Config, throttle: &Throttle) -> kube::Result<Client> {
         let again = config.default_retry;
         config.default_retry = false;
-        let builder = ClientBuilder::try_from(config)?.with_layer(self);
+        // What waits, or tries again, needs a service that can be cloned.
+        let builder = ClientBuilder::try_from(config)?
+            .with_layer(self)
+            .with_layer(&BufferLayer::new(BUFFER))
+            .with_layer(throttle);
         if !again {
             return Ok(builder.build());
         }
-        // A retry needs a service that can be cloned.
-        Ok(builder
-            .with_layer(&BufferLayer::new(BUFFER))
-            .with_layer(&RetryLayer::new(self.retry()))
-            .build())
+        Ok(builder.with_layer(&RetryLayer::new(self.retry())).build())
     }
 
     /// kube's own policy, counted.

@@ -15,6 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
 use crate::testing;
+use crate::throttle::unlimited;
 
 const SCRIPT: &str = "print('a secret of the script')";
 
@@ -234,7 +235,10 @@ async fn api_client() -> kube::Client {
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async { axum::serve(listener, router).await });
     let config = kube::Config::new(url.parse().unwrap());
-    crate::metrics::Metrics::new().api.client(config).unwrap()
+    crate::metrics::Metrics::new()
+        .api
+        .client(config, &unlimited())
+        .unwrap()
 }
 
 /// On one thread, since the subscriber is that thread's.

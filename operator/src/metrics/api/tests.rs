@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::metrics::Metrics;
+use crate::throttle::unlimited;
 
 fn call(method: &str, path: &str) -> (&'static str, &'static str) {
     let call = Call::of(&method.parse().unwrap(), &path.parse().unwrap());
@@ -130,7 +131,7 @@ where
     let metrics = Metrics::new();
     let client = metrics
         .api
-        .client(Config::new(url.parse().unwrap()))
+        .client(Config::new(url.parse().unwrap()), &unlimited())
         .unwrap();
     (client, metrics)
 }
@@ -203,7 +204,7 @@ async fn a_server_that_is_not_there_is_an_error() {
     let metrics = Metrics::new();
     let client = metrics
         .api
-        .client(Config::new(url.parse().unwrap()))
+        .client(Config::new(url.parse().unwrap()), &unlimited())
         .unwrap();
     client.apiserver_version().await.unwrap_err();
     let errors = line(
