@@ -18,6 +18,11 @@ use sidewinder_crds::{manifest, names};
 use sidewinder_e2e::{checkout, tools};
 
 const RELEASE_NAMESPACE: &str = "debugging";
+const POLICIES: [&str; 3] = [
+    "sidewinder-code-running",
+    "sidewinder-operator",
+    "sidewinder-containers",
+];
 
 fn chart() -> PathBuf {
     checkout().join("charts/sidewinder")
@@ -115,6 +120,26 @@ fn env(container: &Value, name: &str) -> String {
         .to_owned()
 }
 
+/// What helm says after an install with these settings.
+fn notes(settings: &[&str]) -> String {
+    let mut arguments = vec!["install", "--dry-run=client", "a-release"];
+    for setting in settings {
+        arguments.extend(["--set", *setting]);
+    }
+    let text = succeeded(&helm(&arguments));
+    text.split_once("NOTES:").unwrap().1.to_owned()
+}
+
+/// Checks that each of these settings is refused with words that name it.
+fn are_refused_by_name(chart: &Path, wrong: &[(&str, &str)]) {
+    for (setting, named) in wrong {
+        let output = template_of(chart, &[setting]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{setting} was accepted");
+        assert!(error.contains(named), "{setting}: {error}");
+    }
+}
+
 #[test]
 fn lint_has_nothing_to_say() {
     succeeded(&helm(&["lint", "--strict"]));
@@ -165,7 +190,7 @@ fn the_operators_rights_are_these_and_no_others() {
         {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
         {"apiGroups": ["admissionregistration.k8s.io"],
             "resources": ["validatingadmissionpolicies", "validatingadmissionpolicybindings"],
-            "resourceNames": ["sidewinder-code-running", "sidewinder-operator", "sidewinder-containers"],
+            "resourceNames": POLICIES,
             "verbs": ["get"]},
     ]);
     let own_namespace = json!([
@@ -286,44 +311,58 @@ fn the_operator_passes_restricted() {
 
 #[test]
 fn the_operator_is_told_every_setting_by_its_name() {
-    let objects = objects(&[
-        "results.sensitive=Status",
-        "results.maxBytes=1048576",
-        "results.memoryBytes=268435456",
-        "sidecar.agentIdleSeconds=86400",
-        "maxConcurrent=1000",
-        "watchNamespace=shop",
-        "leaderElection.enabled=false",
-        "log.filter=debug",
-        "log.format=text",
-        "sidecar.image.pullPolicy=Never",
-        "extraEnv[0].name=KUBERNETES_SERVICE_HOST",
-        "extraEnv[0].value=10.0.0.1",
-        "fences.requirePolicies=false",
-        "fences.requireRequester=Always",
-        "fences.maxPerPod=2",
-        "fences.maxPerNode=1000",
-    ]);
-    let container = operator_container(&objects);
-    for (name, value) in [
-        (names::env::RESULTS_SENSITIVE, "Status"),
-        (names::env::RESULT_MAX_BYTES, "1048576"),
-        (names::env::RESULT_MEMORY_BYTES, "268435456"),
-        (names::env::AGENT_IDLE_SECONDS, "86400"),
-        (names::env::MAX_CONCURRENT, "1000"),
-        (names::env::WATCH_NAMESPACE, "shop"),
-        (names::env::LEADER_ELECTION, "false"),
-        (names::env::LOG, "debug"),
-        (names::env::LOG_FORMAT, "text"),
-        (names::env::SIDECAR_PULL_POLICY, "Never"),
-        (names::env::HTTP_ADDRESS, "0.0.0.0:8080"),
-        (names::env::SETTINGS, "sidewinder-settings"),
-        (names::env::REQUIRE_POLICIES, "false"),
-        (names::env::REQUIRE_REQUESTER, "true"),
-        (names::env::MAX_PER_POD, "2"),
-        (names::env::MAX_PER_NODE, "1000"),
-        ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
-    ] {
+    use names::env as of;
+    let told = [
+        ("results.sensitive=Status", of::RESULTS_SENSITIVE, "Status"),
+        ("results.maxBytes=1048576", of::RESULT_MAX_BYTES, "1048576"),
+        (
+            "results.memoryBytes=268435456",
+            of::RESULT_MEMORY_BYTES,
+            "268435456",
+        ),
+        (
+            "sidecar.agentIdleSeconds=86400",
+            of::AGENT_IDLE_SECONDS,
+            "86400",
+        ),
+        ("sidecar.maxPerPod=9", of::SIDECARS_PER_POD, "9"),
+        ("sidecar.warnPerPod=7", of::SIDECARS_WARNING, "7"),
+        (
+            "sidecar.image.pullPolicy=Never",
+            of::SIDECAR_PULL_POLICY,
+            "Never",
+        ),
+        ("maxConcurrent=1000", of::MAX_CONCURRENT, "1000"),
+        ("watchNamespace=shop", of::WATCH_NAMESPACE, "shop"),
+        ("leaderElection.enabled=false", of::LEADER_ELECTION, "false"),
+        ("log.filter=debug", of::LOG, "debug"),
+        ("log.format=text", of::LOG_FORMAT, "text"),
+        (
+            "fences.requirePolicies=false",
+            of::REQUIRE_POLICIES,
+            "false",
+        ),
+        (
+            "fences.requireRequester=Always",
+            of::REQUIRE_REQUESTER,
+            "true",
+        ),
+        ("fences.maxPerPod=2", of::MAX_PER_POD, "2"),
+        ("fences.maxPerNode=1000", of::MAX_PER_NODE, "1000"),
+        (
+            "extraEnv[0].value=10.0.0.1",
+            "KUBERNETES_SERVICE_HOST",
+            "10.0.0.1",
+        ),
+    ];
+    let mut settings: Vec<_> = told.iter().map(|(setting, ..)| *setting).collect();
+    settings.push("extraEnv[0].name=KUBERNETES_SERVICE_HOST");
+    let container = operator_container(&objects(&settings));
+    let fixed = [
+        ("", of::HTTP_ADDRESS, "0.0.0.0:8080"),
+        ("", of::SETTINGS, "sidewinder-settings"),
+    ];
+    for (_, name, value) in told.into_iter().chain(fixed) {
         assert_eq!(env(&container, name), value, "{name}");
     }
     let given: BTreeSet<_> = container["env"]
@@ -333,9 +372,10 @@ fn the_operator_is_told_every_setting_by_its_name() {
         .map(|entry| entry["name"].as_str().unwrap())
         .collect();
     assert!(given.contains(names::env::POD_NAME) && given.contains(names::env::POD_NAMESPACE));
-    assert_eq!(given.len(), 22, "{given:?}");
+    // Besides: the sidecar's image.
+    assert_eq!(given.len(), told.len() + fixed.len() + 3, "{given:?}");
     assert!(!given.contains("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    let traced = self::objects(&["tracing.endpoint=http://collector:4318"]);
+    let traced = objects(&["tracing.endpoint=http://collector:4318"]);
     assert_eq!(
         env(&operator_container(&traced), "OTEL_EXPORTER_OTLP_ENDPOINT"),
         "http://collector:4318"
@@ -381,15 +421,11 @@ fn a_digest_wins_over_a_tag_in_the_pod_and_in_the_policy() {
 fn a_policy_refuses_with_403_when_in_doubt_and_has_its_binding() {
     let objects = objects(&[]);
     let policies = of_kind(&objects, "ValidatingAdmissionPolicy");
-    let expected = [
-        "sidewinder-code-running",
-        "sidewinder-containers",
-        "sidewinder-operator",
-    ];
     let sorted = |mut names: Vec<String>| {
         names.sort();
         names
     };
+    let expected = sorted(POLICIES.map(str::to_owned).to_vec());
     assert_eq!(sorted(names_of(&policies)), expected);
     for policy in &policies {
         assert_eq!(policy["spec"]["failurePolicy"], "Fail");
@@ -428,32 +464,8 @@ fn the_policies_speak_of_the_releases_own_account_and_the_shared_names() {
 }
 
 #[test]
-fn without_policies_the_notes_warn() {
-    let notes = |settings: &[&str]| {
-        let mut arguments = vec!["install", "--dry-run=client", "a-release"];
-        for setting in settings {
-            arguments.extend(["--set", *setting]);
-        }
-        let text = succeeded(&helm(&arguments));
-        text.split_once("NOTES:").unwrap().1.to_owned()
-    };
-    assert!(!notes(&[]).contains("WARNING"));
-    assert!(
-        notes(&["admissionPolicies.enabled=false"])
-            .contains("WARNING: admissionPolicies.enabled is false")
-    );
-    assert!(
-        of_kind(
-            &objects(&["admissionPolicies.enabled=false"]),
-            "ValidatingAdmissionPolicy"
-        )
-        .is_empty()
-    );
-}
-
-#[test]
 fn wrong_values_are_refused_by_name() {
-    for (setting, named) in [
+    let wrong = [
         ("results.sensitive=Nowhere", "/results/sensitive"),
         ("results.maxBytes=1000", "/results/maxBytes"),
         ("results.memoryBytes=1000", "/results/memoryBytes"),
@@ -476,27 +488,8 @@ fn wrong_values_are_refused_by_name() {
         ("tracing.endpoint=collector:4318", "/tracing/endpoint"),
         ("networkPolicy.egress=all", "/networkPolicy/egress"),
         ("prepull.maxUnavailable=0", "/prepull/maxUnavailable"),
-        ("admissionPolicies.enable=false", "enable"),
-        (
-            "admissionPolicies.stampRequester=yes",
-            "/admissionPolicies/stampRequester",
-        ),
-        ("fences.killSwitch=Off", "/fences/killSwitch"),
-        ("fences.optIn=Label", "/fences/optIn"),
-        ("fences.maxTimeoutSeconds=3601", "/fences/maxTimeoutSeconds"),
-        ("fences.scripts.mode=None", "/fences/scripts/mode"),
-        (
-            "fences.scripts.allowedSha256[0]=abc",
-            "/fences/scripts/allowedSha256/0",
-        ),
-        ("fences.requireRequester=true", "/fences/requireRequester"),
-        ("fences.maxPerPod=0", "/fences/maxPerPod"),
-    ] {
-        let output = template(&[setting]);
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success(), "{setting} was accepted");
-        assert!(error.contains(named), "{setting}: {error}");
-    }
+    ];
+    are_refused_by_name(&chart(), &wrong);
 }
 
 /// What only a cluster with Prometheus' operator understands.

@@ -7,15 +7,10 @@ use sidewinder_crds::names;
 use sidewinder_e2e::checkout;
 
 use crate::{
-    RELEASE_NAMESPACE, chart, env, helm, helm_of, names_of, objects, objects_of, of_kind, only,
-    operator_container, succeeded, template_of,
+    POLICIES, RELEASE_NAMESPACE, are_refused_by_name, chart, env, helm_of, names_of, notes,
+    objects, objects_of, of_kind, only, operator_container, succeeded,
 };
 
-const POLICIES: [&str; 3] = [
-    "sidewinder-code-running",
-    "sidewinder-operator",
-    "sidewinder-containers",
-];
 const PEOPLE: [&str; 3] = ["sidewinder-view", "sidewinder-read-only", "sidewinder-exec"];
 const TWO_OPERATORS: [&str; 4] = [
     "operators[0].namespace=shop",
@@ -169,9 +164,35 @@ fn the_cluster_chart_makes_what_is_the_clusters_and_nothing_else() {
     assert!(of_kind(&objects_of(&cluster_chart(), &[]), "ClusterRoleBinding").is_empty());
 }
 
+/// What both charts have and check.
+const WRONG_IN_BOTH: [(&str, &str); 2] = [
+    (
+        "admissionPolicies.stampRequester=yes",
+        "/admissionPolicies/stampRequester",
+    ),
+    ("fences.optIn=Label", "/fences/optIn"),
+];
+
 #[test]
-fn the_cluster_charts_wrong_values_are_refused_by_name() {
-    for (setting, named) in [
+fn wrong_fences_are_refused_by_name() {
+    let of_the_operator = [
+        ("admissionPolicies.enable=false", "enable"),
+        ("fences.killSwitch=Off", "/fences/killSwitch"),
+        ("fences.maxTimeoutSeconds=3601", "/fences/maxTimeoutSeconds"),
+        ("fences.requireReason=maybe", "/fences/requireReason"),
+        ("fences.scripts.mode=None", "/fences/scripts/mode"),
+        (
+            "fences.scripts.allowedSha256[0]=abc",
+            "/fences/scripts/allowedSha256/0",
+        ),
+        ("fences.requirePolicies=maybe", "/fences/requirePolicies"),
+        ("fences.requireRequester=true", "/fences/requireRequester"),
+        ("fences.maxPerPod=0", "/fences/maxPerPod"),
+        ("fences.maxPerNode=0", "/fences/maxPerNode"),
+    ];
+    are_refused_by_name(&chart(), &of_the_operator);
+    are_refused_by_name(&chart(), &WRONG_IN_BOTH);
+    let of_the_cluster = [
         ("operators[0].namespace=shop", "serviceAccount"),
         ("operators[0].namespace=a'b", "/operators/0/namespace"),
         (
@@ -179,14 +200,10 @@ fn the_cluster_charts_wrong_values_are_refused_by_name() {
             "/sidecar/images/0",
         ),
         ("sidecar.images[0]=a'b:1", "/sidecar/images/0"),
-        ("fences.optIn=Label", "/fences/optIn"),
         ("watchNamespace=shop", "watchNamespace"),
-    ] {
-        let output = template_of(&cluster_chart(), &[setting]);
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success(), "{setting} was accepted");
-        assert!(error.contains(named), "{setting}: {error}");
-    }
+    ];
+    are_refused_by_name(&cluster_chart(), &of_the_cluster);
+    are_refused_by_name(&cluster_chart(), &WRONG_IN_BOTH);
 }
 
 #[test]
@@ -302,25 +319,20 @@ fn roles_for_people_are_part_of_the_clusters_own_only_when_told() {
 
 #[test]
 fn to_do_without_policies_is_loud() {
-    let notes = |settings: &[&str]| {
-        let mut arguments = vec!["install", "--dry-run=client", "a-release"];
-        for setting in settings {
-            arguments.extend(["--set", *setting]);
-        }
-        let text = succeeded(&helm(&arguments));
-        text.split_once("NOTES:").unwrap().1.to_owned()
-    };
-    assert!(!notes(&[]).contains("fences.requirePolicies"));
+    assert!(!notes(&[]).contains("WARNING"));
     assert!(
         notes(&["fences.requirePolicies=false"])
             .contains("WARNING: fences.requirePolicies is false")
     );
-    let refusing = notes(&["admissionPolicies.enabled=false"]);
+    let without = &["admissionPolicies.enabled=false"];
+    let refusing = notes(without);
     assert!(
-        refusing.contains("end with PolicyDenied")
+        refusing.contains("WARNING: admissionPolicies.enabled is false")
+            && refusing.contains("end with PolicyDenied")
             && !refusing.contains("requirePolicies is false. The operator"),
         "{refusing}"
     );
+    assert!(of_kind(&objects(without), "ValidatingAdmissionPolicy").is_empty());
     assert!(notes(&["watchNamespace=shop"]).contains("chart sidewinder-cluster"));
     assert!(notes(&["fences.killSwitch=All"]).contains("kill switch is on"));
 }
