@@ -97,6 +97,11 @@ impl Fixture {
                     "automountServiceAccountToken": false,
                     "schedulingGates": [{"name": "sidewinder.dev/never"}],
                     "containers": [{"name": "app", "image": "localhost/none:0", "securityContext": security}],
+                    // What a container of the pod could mount.
+                    "volumes": [
+                        {"name": "folder", "emptyDir": {}},
+                        {"name": "disk", "persistentVolumeClaim": {"claimName": "none"}},
+                    ],
                 },
             });
             let pods = Api::<Pod>::namespaced(self.admin.clone(), &self.namespace);

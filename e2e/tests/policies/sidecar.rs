@@ -1,8 +1,11 @@
 //! Which containers the operator may add.
 
 use serde_json::{Value, json};
+use sidewinder_crds::names;
 
-use crate::fixture::{Fixture, OPERATOR, is_accepted, is_refused, operator, refused_by, until};
+use crate::fixture::{
+    Fixture, OPERATOR, is_accepted, is_let_through, is_refused, merge, operator, refused_by, until,
+};
 
 #[tokio::test]
 async fn the_operator_may_add_its_own_sidecar_and_no_other_container() {
@@ -60,6 +63,8 @@ async fn the_operator_may_add_its_own_sidecar_and_no_other_container() {
             ("a script", json!({"args": ["agent", "import os"]})),
             ("env", json!({"env": [{"name": "A", "value": "b"}]})),
             ("envFrom", json!({"envFrom": [{"secretRef": {"name": "a"}}]})),
+            ("a volume of the pod", json!({"volumeMounts": [{"name": "folder", "mountPath": "/a"}]})),
+            ("a disk of the pod", json!({"volumeDevices": [{"name": "disk", "devicePath": "/dev/a"}]})),
             ("a folder", json!({"workingDir": "/proc"})),
             ("an input", json!({"stdin": true})),
             ("an input once", json!({"stdin": true, "stdinOnce": true})),
@@ -86,7 +91,7 @@ async fn the_operator_may_add_its_own_sidecar_and_no_other_container() {
             ("a probe", json!({"livenessProbe": {"exec": {"command": ["a"]}}})),
             ("a port", json!({"ports": [{"containerPort": 80}]})),
             ("an unmasked /proc", json!({"securityContext": {"procMount": "Unmasked"}})),
-            ("a mount", json!({"volumeMounts": [{"name": "none", "mountPath": "/a"}]})),
+            ("a mount of nothing", json!({"volumeMounts": [{"name": "none", "mountPath": "/a"}]})),
             ("another's target", json!({"targetContainerName": "none"})),
         ] {
             let found = try_to("web", &[fixture.sidecar(&change)]).await;
@@ -102,9 +107,53 @@ async fn the_operator_may_add_its_own_sidecar_and_no_other_container() {
         is_accepted("for real", fixture.add(Some(&account), "web", &both[..1], false).await);
         is_accepted("the same again", try_to("web", &both[..1]).await);
         is_accepted("a second one", try_to("web", &[second]).await);
+    })
+    .await;
+}
 
-        let theirs = json!({"name": "debugger", "image": "localhost/other:1", "command": ["sh"]});
-        is_accepted("somebody else's", fixture.add(None, "web", &[theirs], true).await);
+#[tokio::test]
+async fn the_operator_leaves_other_peoples_ephemeral_containers_alone() {
+    Fixture::run("policy-others", async |fixture| {
+        let account = operator();
+        let theirs = json!({"name": "debugger", "image": "localhost/other:1", "command": ["sh"], "targetContainerName": "app"});
+        let ours = fixture.sidecar(&json!({}));
+        is_accepted(
+            "somebody's",
+            fixture.add(None, "web", std::slice::from_ref(&theirs), false).await,
+        );
+        let try_to = async |container: Value| fixture.add(Some(&account), "web", &[container], true).await;
+        until("sidewinder-operator is in force", async || {
+            refused_by(&try_to(fixture.sidecar(&json!({"name": "debug"}))).await, OPERATOR)
+        })
+        .await;
+        is_accepted("ours beside theirs", try_to(ours.clone()).await);
+        is_accepted("ours beside theirs, named", fixture.add(Some(&account), "web", &[theirs.clone(), ours], true).await);
+        // The API server lets nobody change or remove one, whoever added it.
+        for (what, change) in [
+            ("its image", json!({"image": fixture.image})),
+            ("its command", json!({"command": ["/sidewinder-sidecar"]})),
+            ("its rights", json!({"securityContext": {"privileged": true}})),
+        ] {
+            let mut changed = theirs.clone();
+            merge(&mut changed, &change);
+            let found = try_to(changed).await;
+            assert!(
+                matches!(&found, Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422)),
+                "{what}: {found:?}"
+            );
+        }
+        let replaced = fixture.add(Some(&account), "web", &[json!({"$patch": "delete", "name": "debugger"})], true).await;
+        assert!(
+            matches!(&replaced, Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422)),
+            "removed: {replaced:?}"
+        );
+        // And the policy keeps the operator out of it.
+        let relay = [names::SIDECAR_BINARY, names::RELAY_SUBCOMMAND];
+        for command in [&relay[..], &["sh"]] {
+            is_refused("theirs", &fixture.exec(Some(&account), Some("debugger"), command).await, OPERATOR);
+        }
+        is_refused("attach to theirs", &fixture.attach(Some(&account), "debugger").await, OPERATOR);
+        is_let_through("its owner", &fixture.exec(None, Some("debugger"), &["sh"]).await);
     })
     .await;
 }

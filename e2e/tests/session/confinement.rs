@@ -1,6 +1,8 @@
 //! Pods and namespaces that allow little, and the sidecar without an operator.
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
 use sidewinder_crds::{AttachMode, AttachedAs, DebugSession};
 use sidewinder_e2e::namespace::{PodSecurity, Target, TestNamespace};
 use sidewinder_e2e::session_client as sessions;
@@ -199,6 +201,55 @@ fn the_sidecar_answers_by_hand_without_the_operator() {
                 task(&tasks, "request-17")?;
             }
         }
+        pod.check_untouched(namespace).await
+    });
+}
+
+/// The first name that a sidecar would have.
+const FOREIGN: &str = "sidewinder-app-1";
+
+/// What somebody else put beside the program, also under a name of ours, is neither entered nor counted as ours.
+#[test]
+fn a_container_of_somebody_else_with_our_name_is_passed_over() {
+    test("foreign_container", async |namespace| {
+        let pod = namespace
+            .start(&namespace.python("idle", "idle_server.py"))
+            .await?;
+        let foreign = serde_json::json!({"spec": {"ephemeralContainers": [{
+            "name": FOREIGN,
+            "image": namespace.image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["/bin/sh", "-c", "echo begun; exec sleep infinity"],
+            "targetContainerName": "app",
+        }]}});
+        let added = namespace
+            .pods()
+            .patch_ephemeral_containers("idle", &PatchParams::default(), &Patch::Strategic(foreign))
+            .await?;
+        ensure!(ephemeral_containers(&added) == [FOREIGN]);
+        let session = namespace.run(&sessions::stacks("stacks", "idle")).await?;
+        let target = one(complete(&session, Reason::Succeeded)?)?;
+        ensure!(
+            target.sidecar.as_deref() == Some("sidewinder-app-2"),
+            "{:?}",
+            target.sidecar
+        );
+        let session = namespace
+            .run(&sessions::exec("exec", "idle", "6 * 7"))
+            .await?;
+        complete(&session, Reason::Succeeded)?;
+        let now = namespace.pods().get("idle").await?;
+        ensure!(ephemeral_containers(&now).len() == 2);
+        let foreign = |pod: &Pod| {
+            let spec = pod.spec.clone().unwrap_or_default();
+            let all = spec.ephemeral_containers.unwrap_or_default();
+            all.into_iter().find(|found| found.name == FOREIGN)
+        };
+        ensure!(
+            foreign(&added).is_some() && foreign(&added) == foreign(&now),
+            "{:?}",
+            foreign(&now)
+        );
         pod.check_untouched(namespace).await
     });
 }
