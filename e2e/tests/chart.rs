@@ -639,20 +639,68 @@ fn each_alert_is_tried_and_says_what_to_do() {
     }
 }
 
+/// The values below `name` that a page does not name: as they are, or by what they are below of.
+fn unnamed(page: &str, name: &str, value: &Value) -> Vec<String> {
+    if page.contains(&format!("`{name}`")) {
+        return Vec::new();
+    }
+    match value.as_object() {
+        Some(below) if !below.is_empty() => below
+            .iter()
+            .flat_map(|(key, value)| unnamed(page, &format!("{name}.{key}"), value))
+            .collect(),
+        _ => vec![name.to_owned()],
+    }
+}
+
 #[test]
 fn every_value_stands_on_the_operations_page() {
-    let page = alerts(checkout().join("docs/operations.md"));
-    let values: Value = serde_yaml::from_str(&alerts(chart().join("values.yaml"))).unwrap();
-    let missing: Vec<_> = values
-        .as_object()
-        .unwrap()
-        .keys()
-        .filter(|key| {
-            // As it is or with what is below it.
-            !page.contains(&format!("`{key}`")) && !page.contains(&format!("`{key}."))
-        })
-        .collect();
-    assert!(missing.is_empty(), "{missing:?}");
+    // Those of the fences have a page of their own, where a row's second name begins with its dot.
+    let page = alerts(checkout().join("docs/operations.md"))
+        + &alerts(checkout().join("docs/security.md")).replace("`.", "`fences.scripts.");
+    for chart in [chart(), chart_fences::cluster_chart()] {
+        let values: Value = serde_yaml::from_str(&alerts(chart.join("values.yaml"))).unwrap();
+        let missing: Vec<_> = values
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(key, value)| unnamed(&page, key, value))
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+    let values = json!({"a": {"b": 1, "c": {"d": 2}}, "e": {}});
+    assert_eq!(unnamed("`e` and `a.b`", "a", &values["a"]), ["a.c.d"]);
+    assert_eq!(unnamed("`a.c`", "e", &values["e"]), ["e"]);
+}
+
+/// The page says what stays behind: helm removes whatever does not ask to be kept, and no hook leaves anything.
+#[test]
+fn nothing_but_the_definition_stays_when_a_chart_is_uninstalled() {
+    let charts = [
+        (chart(), &["prepull.enabled=true", "replicas=2"][..]),
+        (chart_fences::cluster_chart(), &[]),
+    ];
+    for (chart, settings) in charts {
+        for (keep, kept) in [
+            ("true", vec!["CustomResourceDefinition"]),
+            ("false", vec![]),
+        ] {
+            let keep = format!("crds.keep={keep}");
+            let all = objects_of(&chart, &[settings, &[keep.as_str()]].concat());
+            let annotated = |name: &str| -> Vec<_> {
+                all.iter()
+                    .filter(|object| object["metadata"]["annotations"].get(name).is_some())
+                    .map(|object| object["kind"].as_str().unwrap())
+                    .collect()
+            };
+            assert_eq!(annotated("helm.sh/resource-policy"), kept);
+            assert!(annotated("helm.sh/hook").is_empty());
+        }
+        let text = std::fs::read_dir(chart.join("templates"))
+            .unwrap()
+            .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+        assert!(text.into_iter().all(|text| !text.contains("finalizers:")));
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ const TWO_OPERATORS: [&str; 4] = [
     "operators[1].serviceAccount=sidewinder-operator",
 ];
 
-fn cluster_chart() -> PathBuf {
+pub(crate) fn cluster_chart() -> PathBuf {
     checkout().join("charts/sidewinder-cluster")
 }
 
