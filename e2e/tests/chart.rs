@@ -333,6 +333,12 @@ fn the_operator_is_told_every_setting_by_its_name() {
             "Never",
         ),
         ("maxConcurrent=1000", of::MAX_CONCURRENT, "1000"),
+        (
+            "api.requestsPerSecond=50",
+            of::API_REQUESTS_PER_SECOND,
+            "50",
+        ),
+        ("api.burst=60", of::API_BURST, "60"),
         ("watchNamespace=shop", of::WATCH_NAMESPACE, "shop"),
         ("leaderElection.enabled=false", of::LEADER_ELECTION, "false"),
         ("log.filter=debug", of::LOG, "debug"),
@@ -470,6 +476,8 @@ fn wrong_values_are_refused_by_name() {
         ("results.maxBytes=1000", "/results/maxBytes"),
         ("results.memoryBytes=1000", "/results/memoryBytes"),
         ("maxConcurrent=0", "/maxConcurrent"),
+        ("api.requestsPerSecond=0", "/api/requestsPerSecond"),
+        ("api.burst=0", "/api/burst"),
         (
             "sidecar.agentIdleSeconds=86401",
             "/sidecar/agentIdleSeconds",
