@@ -124,6 +124,8 @@ pub struct Observed {
     pub link_error: Option<RelayError>,
     /// How the request ended.
     pub answer: Option<Answer>,
+    /// Why a request that its agent does not know must not begin any more.
+    pub barred: Option<Refusal>,
     /// The sidecars that this session added, and the runtime's id of the target container at that time.
     pub injected: BTreeMap<String, String>,
     /// The sidecars that were asked.

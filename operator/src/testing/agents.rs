@@ -49,6 +49,13 @@ impl Agents {
         *self.ends.lock().unwrap() = Some(ends);
     }
 
+    /// Whether it was asked for this request before, with time to do it.
+    fn knows(&self, id: &str) -> bool {
+        self.heard().iter().any(|message| {
+            matches!(message, ToAgent::Run { request } if request.id == id && request.timeout_milliseconds > 0)
+        })
+    }
+
     /// Whether a stream ends instead of answering.
     fn cuts(&self) -> bool {
         let mut cuts = self.cuts.lock().unwrap();
@@ -102,6 +109,12 @@ impl Connect for Agents {
                             return;
                         }
                         match agents.answer {
+                            // As the real ones: without time nothing new begins.
+                            _ if request.timeout_milliseconds == 0
+                                && !agents.knows(&request.id) =>
+                            {
+                                finished(request.id, Reason::Timeout)
+                            }
                             Some(reason) => finished(request.id, reason),
                             None => ToOperator::Accepted { id: request.id },
                         }

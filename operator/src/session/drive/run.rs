@@ -138,6 +138,14 @@ impl<'a, C: Connect> Run<'a, C> {
             {
                 return Ok(self.ended(end));
             }
+            if self.may_begin(&step)
+                && let Some(pod) = &self.observed.pod
+                && let Err(refusal) = self.gate.act(pod).await?
+            {
+                info!(reason = %refusal.reason, "what its agent does not know is not begun any more");
+                self.observed.barred = Some(refusal);
+                continue;
+            }
             let began = Instant::now();
             if let Step::End(end) = step {
                 return Ok(self.ended(*end));
@@ -242,6 +250,15 @@ impl<'a, C: Connect> Run<'a, C> {
             Step::Inject { .. } | Step::Open { .. } | Step::Record(_) | Step::Ask { .. }
         );
         acts && !begun && self.observed.cancelled_since.is_none()
+    }
+
+    /// Whether a script whose intent stands would begin with this request, were its agent not to know it: whoever wrote
+    /// the intent may have died, or lost the stream, before it was sent.
+    fn may_begin(&self, step: &Step) -> bool {
+        let asks = matches!(step, Step::Ask { cancel: false, .. });
+        asks && self.observed.intent.is_some()
+            && self.replies.is_none()
+            && self.observed.barred.is_none()
     }
 
     async fn refused_at_the_gate(&mut self) -> Result<Option<plan::End>, Error> {

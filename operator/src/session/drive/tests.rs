@@ -108,6 +108,20 @@ fn interrupted(instance: &str) -> DebugSession {
     session
 }
 
+/// The pod with a sidecar.
+fn carrying() -> Pod {
+    let plain = pod(json!({}));
+    let container = inject::ephemeral_container(
+        &plain,
+        "app",
+        Way::Ptrace.into(),
+        &sidecar(),
+        "sidewinder-app-1",
+    )
+    .unwrap();
+    pod(json!({"spec": {"ephemeralContainers": [container]}}))
+}
+
 #[tokio::test]
 async fn a_first_session_adds_a_sidecar_and_a_second_one_uses_it() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
@@ -150,17 +164,7 @@ async fn a_restarted_operator_fetches_the_outcome_from_the_same_run_and_asks_no_
         ("i2", "Failed", "SidecarLost", 0),
     ] {
         let agents = Agents::new(instance, Some(Reason::Succeeded));
-        let plain = pod(json!({}));
-        let container = inject::ephemeral_container(
-            &plain,
-            "app",
-            Way::Ptrace.into(),
-            &sidecar(),
-            "sidewinder-app-1",
-        )
-        .unwrap();
-        let carrying = pod(json!({"spec": {"ephemeralContainers": [container]}}));
-        let world = world(&agents, &carrying, &interrupted("i1"));
+        let world = world(&agents, &carrying(), &interrupted("i1"));
         assert_eq!(world.drive().await, ENDED);
         assert_eq!(world.status()["phase"], phase);
         assert_eq!(world.status()["reason"], reason);

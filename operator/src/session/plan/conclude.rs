@@ -5,7 +5,7 @@ use sidewinder_crds::DebugSessionSpec;
 use sidewinder_model::Reason;
 
 use super::way::{Way, way};
-use super::{ANSWER_GRACE, Answer, CANCEL_LIMIT, End, Observed, Step, refuse};
+use super::{ANSWER_GRACE, Answer, CANCEL_LIMIT, End, Observed, Step, end, refuse};
 use crate::inject::Refusal;
 
 /// What an answer means.
@@ -39,6 +39,24 @@ pub(super) fn conclude(
     };
     match answer {
         Answer::Finished(outcome) => {
+            // What the agent did not know had no time to begin, and of what it knew nothing was armed.
+            let begun = |target: &sidewinder_model::TargetOutcome| {
+                target.disarmed.is_some()
+                    || target.reason.is_complete()
+                    || target.reason == Reason::SidecarLost
+            };
+            if let Some(refusal) = &observed.barred
+                && !outcome.targets.is_empty()
+                && !outcome.targets.iter().any(begun)
+            {
+                return end(
+                    refusal.reason,
+                    format!(
+                        "{}; the script was not begun, and will not be",
+                        refusal.message
+                    ),
+                );
+            }
             // Nothing was begun where every process refused, so the other way may be tried.
             let untouched = |target: &sidewinder_model::TargetOutcome| {
                 matches!(

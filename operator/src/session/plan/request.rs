@@ -83,11 +83,15 @@ pub(super) fn ask(
         )
     };
     let unknown = script.is_none() && action.at_most_once();
-    if cancel || unknown {
+    let barred = observed.barred.is_some();
+    if cancel || unknown || barred {
         // Asking is how an outcome is fetched; a request that never arrived must not begin now.
         limit = Duration::ZERO;
         if let Action::Exec(exec) = &mut action {
             exec.start_milliseconds = 0;
+            if barred {
+                exec.script.clear();
+            }
         }
     }
     // The stream may have been down when the action's own time ran out; the agent keeps its outcome.

@@ -168,3 +168,55 @@ async fn a_turn_that_never_comes_ends_the_session_and_a_cancelled_wait_ends_at_o
     drop(held);
     assert_eq!(world.context.fences.slots(&exec()).in_use(), (0, 0));
 }
+
+#[tokio::test]
+async fn a_script_that_was_recorded_and_not_sent_begins_only_for_whoever_may_still_run_it() {
+    for (allowed, sent_before, reason, disarmed) in [
+        (true, false, "Succeeded", "NotArmed"),
+        (false, false, "PolicyDenied", "NotArmed"),
+        // What runs already is past the gate: its answer is fetched.
+        (false, true, "Succeeded", "NotArmed"),
+    ] {
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let mut session = asked_by_ann();
+        session.status = interrupted("i1").status;
+        let (world, _settings) = fenced(&agents, &carrying(), &session, true);
+        if sent_before {
+            let request = request_of("5e55-1");
+            world.agents.heard().push(ToAgent::Run { request });
+        }
+        says(&world, allowed);
+        assert_eq!(world.drive().await, ENDED);
+        let status = world.status();
+        assert_eq!(status["reason"], reason, "{status:#}");
+        assert_eq!(status["targets"][0]["disarmed"], disarmed);
+        let heard = world.agents.heard();
+        let asked = heard.iter().rev().find_map(|message| match message {
+            ToAgent::Run { request } => Some(request.clone()),
+            _ => None,
+        });
+        let asked = asked.unwrap();
+        let sidewinder_model::Action::Exec(exec) = asked.action else {
+            panic!("{:?}", asked.action);
+        };
+        assert_eq!(asked.timeout_milliseconds > 0, allowed);
+        assert_eq!(exec.script.is_empty(), !allowed);
+        drop(heard);
+        if reason == "PolicyDenied" {
+            let message = status["targets"][0]["message"].as_str().unwrap();
+            assert!(message.contains("was not begun"), "{message}");
+        }
+    }
+}
+
+fn request_of(id: &str) -> sidewinder_model::Request {
+    sidewinder_model::Request {
+        id: id.to_owned(),
+        name: None,
+        instance: Some("i1".to_owned()),
+        action: sidewinder_model::Action::Exec(sidewinder_model::ExecRequest::default()),
+        process: None,
+        container_id: None,
+        timeout_milliseconds: 30_000,
+    }
+}

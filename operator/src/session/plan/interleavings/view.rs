@@ -199,6 +199,7 @@ impl Plan {
                 Reply::Refused(reason) => Answer::Refused(refusal(reason)),
                 Reply::Silent => Answer::Silent,
             }),
+            barred: None,
             injected: seen
                 .injected
                 .iter()
