@@ -6,6 +6,7 @@
 //! what runs code; read-only actions go on where something cannot be read.
 
 pub mod audit;
+pub mod namespaces;
 pub mod policies;
 pub mod review;
 pub mod settings;
@@ -15,9 +16,7 @@ pub mod words;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::Api;
-use kube::core::PartialObjectMeta;
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Client, ResourceExt};
 use sidewinder_crds::names::{ALLOW_LABEL, DENY_LABEL};
 use sidewinder_crds::{DebugSession, SessionAction};
@@ -26,11 +25,12 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::namespaces::Namespaces;
 use self::policies::Policies;
 use self::review::Reviewer;
 use self::settings::{KillSwitch, OptIn, Scripts, Settings};
 use self::slots::Slots;
-use crate::error::{Error, describe, patiently};
+use crate::error::{Error, describe};
 use crate::inject::Refusal;
 
 /// Labels, as an object carries them.
@@ -168,7 +168,7 @@ pub struct Demands {
 
 /// Everything that can refuse a session, together.
 pub struct Fences {
-    client: Client,
+    namespaces: Namespaces,
     demands: Demands,
     settings: watch::Receiver<Settings>,
     policies: Policies,
@@ -190,7 +190,7 @@ impl Fences {
         slots: impl Fn() -> Slots,
     ) -> Self {
         Self {
-            client,
+            namespaces: Namespaces::new(client),
             demands,
             settings,
             policies,
@@ -259,15 +259,7 @@ impl Fences {
         if let Err(refusal) = allow(session, &facts, &settings) {
             return Ok(Err(refusal));
         }
-        let labels = match self.namespace(session).await? {
-            Ok(labels) => labels,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        let facts = Facts {
-            namespace: Some(&labels),
-            ..facts
-        };
-        if let Err(refusal) = allow(session, &facts, &settings) {
+        if let Err(refusal) = self.judge(session, facts).await? {
             return Ok(Err(refusal));
         }
         if !runs_code(session) {
@@ -319,22 +311,22 @@ impl Fences {
         self.settings.clone()
     }
 
-    async fn namespace(&self, session: &DebugSession) -> Result<Result<Labels, Refusal>, Error> {
+    /// Whether settings and labels allow it, those of the namespace as of a moment ago.
+    async fn judge(
+        &self,
+        session: &DebugSession,
+        facts: Facts<'_>,
+    ) -> Result<Result<(), Refusal>, Error> {
         let name = session.namespace().unwrap_or_default();
-        let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
-        let answer = patiently(
-            || format!("read namespace {name}"),
-            || api.get_metadata(&name),
-        )
-        .await;
-        match answer {
-            Ok(found) => Ok(Ok(found.metadata.labels.unwrap_or_default())),
-            Err(error) if matches!(error.code(), Some(403 | 404)) => Ok(Err(denied(format!(
-                "the labels of namespace {name} cannot be read, which say whether sessions are welcome there: {}",
-                error.api().map_or("", |status| status.message.as_str())
-            )))),
-            Err(error) => Err(error),
-        }
+        let labels = match self.namespaces.labels(&name).await? {
+            Ok(labels) => labels,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let facts = Facts {
+            namespace: Some(&labels),
+            ..facts
+        };
+        Ok(allow(session, &facts, &self.settings.borrow()))
     }
 }
 
@@ -362,8 +354,8 @@ impl Gate<'_> {
             .await
     }
 
-    /// To be asked before each step that touches `pod`: whether settings and the pod's labels still allow it, and, for
-    /// what runs code, the policies and the requester's own rights as of a moment ago.
+    /// To be asked before each step that touches `pod`: whether settings and the labels of pod and namespace still allow it
+    /// (a namespace's as of [`namespaces::LIFE`] ago at most), and, for what runs code, the policies and the requester's own rights as of a moment ago.
     ///
     /// # Errors
     /// When the API server does not answer. A refusal is the inner error.
@@ -374,7 +366,7 @@ impl Gate<'_> {
             script_sha256: self.script_sha256.as_deref(),
             ..Facts::default()
         };
-        if let Err(refusal) = allow(&self.session, &facts, &self.fences.settings.borrow()) {
+        if let Err(refusal) = self.fences.judge(&self.session, facts).await? {
             return Ok(Err(refusal));
         }
         if !runs_code(&self.session) {

@@ -244,21 +244,35 @@ async fn a_requester_is_demanded_where_the_setting_says_so() {
     assert_eq!(api.made(&Method::POST, "/subjectaccessreviews").len(), 1);
 }
 
-#[tokio::test]
-async fn a_namespaces_label_is_read_each_time_and_what_cannot_be_read_refuses() {
+#[tokio::test(start_paused = true)]
+async fn a_namespaces_label_holds_within_seconds_and_what_cannot_be_read_refuses() {
     let (fences, api, _settings) = fences(EVERYTHING);
+    let pod = testing::pod(json!({}));
+    let later = || tokio::time::advance(namespaces::LIFE);
     with_namespace(&api, &json!({"sidewinder.dev/deny": "true"}));
     is_denied(
         fences.session(&stacks(), None).await.unwrap(),
         "namespace shop has the label",
     );
+    later().await;
     with_namespace(&api, &json!({}));
     fences.session(&stacks(), None).await.unwrap().unwrap();
+    // A session that was taken up before, also by another operator, is asked for again at each step.
+    let gate = fences.gate(stacks(), None);
+    gate.act(&pod).await.unwrap().unwrap();
+    with_namespace(&api, &json!({"sidewinder.dev/deny": "true"}));
+    later().await;
+    is_denied(
+        gate.act(&pod).await.unwrap(),
+        "namespace shop has the label",
+    );
     api.remove(&format!("/api/v1/namespaces/{NAMESPACE}"));
+    later().await;
     is_denied(
         fences.session(&stacks(), None).await.unwrap(),
         "cannot be read",
     );
+    is_denied(gate.act(&pod).await.unwrap(), "cannot be read");
 }
 
 #[tokio::test]
