@@ -31,6 +31,9 @@ use crate::session::result::{PodEnd, Reached};
 use crate::session::{Context, observe};
 use crate::telemetry;
 
+/// How long a pod may wait for a turn before it is looked at again.
+const STALE: Duration = Duration::from_secs(1);
+
 /// How a run stopped.
 pub(super) enum Ended {
     /// The pod's part has ended.
@@ -208,6 +211,7 @@ impl<'a, C: Connect> Run<'a, C> {
             return Ok(Ok(Some(permit)));
         }
         let limit = plan::POD_LIMIT + plan::timeout(&self.session.spec);
+        let waited = Instant::now();
         let mut signals = self.signals.clone();
         let ended_early = async {
             loop {
@@ -235,8 +239,10 @@ impl<'a, C: Connect> Run<'a, C> {
                 return Ok(Err(end_of(Refusal::new(Reason::QueueFull, message))));
             }
         };
-        // Since then the pod may have changed, and its time begins now.
-        self.observed.pod = self.read_pod().await?;
+        // Since then the pod may have changed, and its time begins now. After a moment it is as fresh as any that was read.
+        if waited.elapsed() >= STALE {
+            self.observed.pod = self.read_pod().await?;
+        }
         let status = self.session.status.get_or_insert_default();
         status.start_time = Some(Time(Timestamp::now()));
         Ok(Ok(Some(permit)))

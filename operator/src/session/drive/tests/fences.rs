@@ -220,3 +220,34 @@ fn request_of(id: &str) -> sidewinder_model::Request {
         timeout_milliseconds: 30_000,
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_read_once_and_again_only_after_a_wait_for_a_turn() {
+    let stacks = || session(json!({"stacks": {}}));
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let (world, _settings) = fenced(&agents, &carrying(), &stacks(), false);
+    for (wait, reads) in [
+        (None, 1),
+        (Some(Duration::ZERO), 1),
+        (Some(Duration::from_secs(5)), 2),
+    ] {
+        world.api.put(SESSION, &stacks());
+        let before = world.api.made(&Method::GET, POD).len();
+        let slots = world.context.fences.slots(&stacks());
+        let held = match wait {
+            Some(_) => Some(slots.acquire(Some("node-1"), "pod-uid-1").await),
+            None => None,
+        };
+        let leave = async {
+            // Until the session waits, too.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(wait.unwrap_or_default()).await;
+            drop(held);
+        };
+        let (outcome, ()) = tokio::join!(world.drive(), leave);
+        assert_eq!(outcome, ENDED);
+        assert_eq!(world.status()["reason"], "Succeeded");
+        let read = world.api.made(&Method::GET, POD).len() - before;
+        assert_eq!(read, reads, "after {wait:?}");
+    }
+}
