@@ -3,7 +3,7 @@
 //!
 //! The decision is [`allow`], a pure function. What it needs is read by the files beside: the settings, as soon as they
 //! change, in [`settings`]; the policies in [`policies`]; the requester's rights in [`review`]. Everything fails closed for
-//! what runs code; read-only actions go on where something cannot be read.
+//! what runs code; read-only actions go on where something cannot be read any more.
 
 pub mod audit;
 pub mod namespaces;
@@ -59,6 +59,12 @@ pub fn allow(
     let code = runs_code(session);
     if let Some(refusal) = switched_off(session, settings) {
         return Err(refusal);
+    }
+    if !settings.seen {
+        let why = settings.readable.as_ref().err().map_or("", String::as_str);
+        return Err(denied(format!(
+            "the operator's settings were never read since it started, and until they are every session is refused: {why}"
+        )));
     }
     if code && let Err(wrong) = &settings.readable {
         return Err(denied(format!(
@@ -250,6 +256,7 @@ impl Fences {
         session: &DebugSession,
         script_sha256: Option<&str>,
     ) -> Result<Result<(), Refusal>, Error> {
+        self.settings_seen().await;
         let settings = self.settings.borrow().clone();
         let facts = Facts {
             script_sha256,
@@ -311,12 +318,20 @@ impl Fences {
         self.settings.clone()
     }
 
+    /// Waits until the settings were read for the first time, or for too long.
+    async fn settings_seen(&self) {
+        let mut settings = self.settings.clone();
+        let seen = settings.wait_for(|settings| settings.seen);
+        let _ = tokio::time::timeout(FIRST_SETTINGS, seen).await;
+    }
+
     /// Whether settings and labels allow it, those of the namespace as of a moment ago.
     async fn judge(
         &self,
         session: &DebugSession,
         facts: Facts<'_>,
     ) -> Result<Result<(), Refusal>, Error> {
+        self.settings_seen().await;
         let name = session.namespace().unwrap_or_default();
         let labels = match self.namespaces.labels(&name).await? {
             Ok(labels) => labels,
@@ -329,6 +344,9 @@ impl Fences {
         Ok(allow(session, &facts, &self.settings.borrow()))
     }
 }
+
+/// How long a session waits for the first look at the settings: an operator that just started has not read them yet.
+const FIRST_SETTINGS: Duration = Duration::from_secs(10);
 
 /// How long an answer about the requester's rights holds: long enough for the steps of a warm session and for the pods of
 /// a fleet that are begun together, and no longer.

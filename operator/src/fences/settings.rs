@@ -58,6 +58,9 @@ pub enum Scripts {
 pub struct Settings {
     /// Whether they could be read; else why not. Then nothing runs code.
     pub readable: Result<(), String>,
+    /// Whether there was anything to read since this operator started. Until then nothing is done at all: what only reads
+    /// could be switched off, or unwelcome, and nobody knows.
+    pub seen: bool,
     /// What is refused at once.
     pub kill_switch: KillSwitch,
     /// Where the label that allows sessions is demanded.
@@ -74,6 +77,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             readable: Ok(()),
+            seen: true,
             kill_switch: KillSwitch::None,
             opt_in: OptIn::None,
             max_timeout_seconds: MAX_TIMEOUT_SECONDS,
@@ -89,6 +93,14 @@ impl Settings {
         Self {
             readable: Err(why.into()),
             ..Self::default()
+        }
+    }
+
+    /// Settings of which nothing was ever read.
+    pub fn unseen(why: impl Into<String>) -> Self {
+        Self {
+            seen: false,
+            ..Self::unreadable(why)
         }
     }
 
@@ -164,7 +176,7 @@ fn shown(value: &str) -> String {
 }
 
 /// Watches the ConfigMap `name`, and returns its settings as soon as they are known or `FIRST_LOOK` is over: until then,
-/// and when there is no such ConfigMap, they count as unreadable. A watch that fails keeps what was known. Without a name
+/// and as long as there was no such ConfigMap, they count as unseen. A watch that fails keeps what was known. Without a name
 /// there is no ConfigMap and every setting has its default.
 pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Receiver<Settings> {
     if name.is_empty() {
@@ -172,7 +184,7 @@ pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Rece
     }
     let place = format!("ConfigMap {namespace}/{name}");
     let (sender, mut receiver) =
-        watch::channel(Settings::unreadable(format!("{place} was not read yet")));
+        watch::channel(Settings::unseen(format!("{place} was not read yet")));
     receiver.borrow_and_update();
     let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
@@ -197,7 +209,8 @@ pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Rece
                     continue;
                 }
             };
-            // What was known holds on for what only reads, when the ConfigMap is deleted.
+            // What was known holds on for what only reads, when the ConfigMap is deleted. Where there never was one, nothing
+            // is known.
             let settings = settings.unwrap_or_else(|| Settings {
                 readable: Err(format!("there is no {place}")),
                 ..sender.borrow().clone()
@@ -218,7 +231,7 @@ pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Rece
         .await
         .is_err()
     {
-        warn!("the settings were not read in time; until they are, nothing runs code");
+        warn!("the settings were not read in time; until they are, every session is refused");
     }
     receiver
 }

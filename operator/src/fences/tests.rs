@@ -83,6 +83,32 @@ fn settings_that_cannot_be_read_refuse_what_runs_code_alone() {
     allow(&stacks(), &Facts::default(), &settings).unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn settings_that_were_never_read_are_waited_for_and_then_refuse_every_session() {
+    let (fences, api, settings) = fences(EVERYTHING);
+    settings.send_replace(Settings::unseen("ConfigMap a/b was not read yet"));
+    let began = Instant::now();
+    for session in [stacks(), script()] {
+        is_denied(
+            fences.session(&session, None).await.unwrap(),
+            "ConfigMap a/b was not read yet",
+        );
+    }
+    let pod = testing::pod(json!({}));
+    let gate = fences.gate(stacks(), None);
+    is_denied(gate.act(&pod).await.unwrap(), "never read");
+    assert!(began.elapsed() <= 4 * FIRST_SETTINGS);
+    assert!(api.made(&Method::POST, "").is_empty());
+    // Whoever waits goes on as soon as they are there.
+    let stacks = stacks();
+    let mut waits = Box::pin(fences.session(&stacks, None));
+    assert!(futures::poll!(waits.as_mut()).is_pending());
+    settings.send_replace(Settings::default());
+    let before = Instant::now();
+    waits.await.unwrap().unwrap();
+    assert_eq!(before.elapsed(), Duration::ZERO);
+}
+
 #[test]
 fn timeouts_and_purposes_are_demanded_of_every_action() {
     let settings = Settings {

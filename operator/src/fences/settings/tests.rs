@@ -29,6 +29,7 @@ fn what_the_chart_writes_can_be_read() {
         found,
         Settings {
             readable: Ok(()),
+            seen: true,
             kill_switch: KillSwitch::CodeRunning,
             opt_in: OptIn::Pod,
             max_timeout_seconds: 600,
@@ -89,7 +90,7 @@ async fn a_change_is_in_force_at_once_and_a_deletion_fails_closed() {
     api.remove(path);
     settings.changed().await.unwrap();
     let kept = settings.borrow_and_update().clone();
-    assert!(kept.readable.is_err());
+    assert!(kept.readable.is_err() && kept.seen);
     assert_eq!(
         kept.kill_switch,
         KillSwitch::All,
@@ -101,7 +102,9 @@ async fn a_change_is_in_force_at_once_and_a_deletion_fails_closed() {
 async fn a_config_map_that_is_not_there_fails_closed_and_no_name_means_none() {
     let (client, _api) = FakeApi::new();
     let settings = watched(client.clone(), "sidewinder-system", "sidewinder-settings").await;
-    let wrong = settings.borrow().readable.clone().unwrap_err();
+    let found = settings.borrow().clone();
+    assert!(!found.seen, "nobody knows what it said");
+    let wrong = found.readable.unwrap_err();
     assert!(
         wrong.contains("there is no ConfigMap sidewinder-system/sidewinder-settings"),
         "{wrong}"
