@@ -207,7 +207,7 @@ pub async fn run<C: Connect>(
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use sidewinder_model::Reason;
+    use sidewinder_model::{Reason, ToAgent};
 
     use super::*;
     use crate::events::Events;
@@ -333,6 +333,41 @@ mod tests {
             })
             .await;
         assert_eq!(ended["status"]["reason"], "Cancelled");
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_is_given_up_has_its_script_stopped_and_says_so() {
+        let (client, api) = FakeApi::new();
+        let given = json!({
+            "spec": {"stacks": null, "remoteExec": {"script": "print(1)"}},
+            "status": {"phase": "Running", "startTime": "2026-01-01T00:00:00Z", "targets": [{
+                "podName": "web-0", "podUID": "pod-uid-1", "container": "app", "containerID": "containerd://c1",
+                "sidecar": "sidewinder-app-1", "attach": "Ptrace", "agent": "i1", "phase": "Running"
+            }]}
+        });
+        for _ in 0..50 {
+            api.refuse(http::Method::GET, "pods/web-0", "", 500, "boom");
+        }
+        let script = put(&api, "script", given);
+        let stop = CancellationToken::new();
+        let agents = Agents::new("i1", None);
+        let context = with_agents(&client, agents.clone());
+        let running = tokio::spawn(run(context, Some("shop".to_owned()), stop.clone()));
+        let ended = api
+            .until(&script, |session| {
+                session["status"]["completionTime"].is_string()
+            })
+            .await;
+        let target = &ended["status"]["targets"][0];
+        let message = target["message"].as_str().unwrap();
+        assert!(message.contains("boom"), "{message}");
+        assert!(message.contains("told to stop"), "{message}");
+        assert_eq!(target["disarmed"], "NotArmed");
+        let id = "uid-script".to_owned();
+        let heard = agents.heard().clone();
+        assert!(heard.contains(&ToAgent::Cancel { id }), "{heard:?}");
         stop.cancel();
         running.await.unwrap();
     }

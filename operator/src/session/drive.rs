@@ -10,6 +10,7 @@ mod end;
 mod enter;
 mod preflight;
 mod run;
+mod withdraw;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,10 +29,12 @@ use tracing::{Instrument, warn};
 use self::board::{Board, SHOW_EVERY};
 pub(super) use self::end::report;
 use self::run::{Ended, Run};
+pub(super) use self::withdraw::{Withdrawn, withdraw};
 use super::result::{PodEnd, by_pod};
 use super::targets::{self, Candidate};
 use super::{Context, observe, plan};
-use crate::error::Error;
+use crate::error::{Error, describe};
+use crate::fences::Gate;
 use crate::inject::Refusal;
 use crate::relay::connect::Connect;
 use crate::telemetry;
@@ -136,17 +139,15 @@ pub async fn drive<C: Connect>(
             .collect();
         let mut runs = futures::stream::iter(todo)
             .map(|(chosen, place)| {
-                let run = targets
-                    .get(chosen)
-                    .map(|target| Run::new(&board, place, &view, target, script.as_ref(), &gate));
+                let (board, view, gate) = (&board, &view, &gate);
+                let (script, target) = (script.as_ref(), targets.get(chosen));
+                let several = targets.len() > 1;
                 async move {
-                    match run {
-                        Some(run) => {
-                            let span = telemetry::pod_span(run.session.spec.pod_name());
-                            (place, Box::pin(run.drive()).instrument(span).await)
-                        }
-                        None => (place, Ok(Ended::Stopped(Outcome::Superseded))),
-                    }
+                    let Some(target) = target else {
+                        return (place, Ok(Ended::Stopped(Outcome::Superseded)));
+                    };
+                    let ended = work_on(board, place, view, target, script, gate, several);
+                    (place, ended.await)
                 }
             })
             .buffer_unordered(parallel(&session));
@@ -171,6 +172,69 @@ pub async fn drive<C: Connect>(
         outcome = keep_showing(&board), if several => outcome,
         never = pass_on(&mut signals, &signal) => match never {},
         never = listen_for_the_switch(context, &session, &signal) => match never {},
+    }
+}
+
+/// Works on one pod until its part has ended. What fails in one of several is begun anew a few times and then ends that
+/// pod alone; a status that cannot be written is everybody's.
+async fn work_on<C: Connect>(
+    board: &Board<'_, C>,
+    place: usize,
+    session: &DebugSession,
+    target: &Target,
+    script: Option<&Result<Arc<str>, Refusal>>,
+    gate: &Gate<'_>,
+    several: bool,
+) -> Result<Ended, Error> {
+    let attempt = |entry| {
+        let target = Target {
+            entry,
+            pinned: target.pinned,
+            end: None,
+        };
+        let run = Run::new(board, place, session, &target, script, gate);
+        let span = telemetry::pod_span(run.session.spec.pod_name());
+        Box::pin(run.drive()).instrument(span)
+    };
+    let mut ended = attempt(target.entry.clone()).await;
+    let mut pause = withdraw::PAUSE;
+    for _ in 0..withdraw::RETRIES {
+        let Err(error) = &ended else { return ended };
+        if !several || board.has_failed() {
+            return ended;
+        }
+        warn!(error = %describe(error), "the work on one pod failed; it is begun anew");
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+        // As it stands: what was given to an agent is asked for again and nothing else.
+        ended = attempt(board.entry(place)).await;
+    }
+    match ended {
+        Err(error) if several && !board.has_failed() => {
+            Ok(give_up(board, place, session, &error).await)
+        }
+        ended => ended,
+    }
+}
+
+/// The end of one pod of several in which the API server refuses something again and again. The others go on.
+async fn give_up<C: Connect>(
+    board: &Board<'_, C>,
+    place: usize,
+    session: &DebugSession,
+    error: &Error,
+) -> Ended {
+    warn!(error = %describe(error), "the work on one pod is given up");
+    let context = board.context();
+    let entry = board.entry(place);
+    let withdrawn = withdraw(context, session, &entry).await;
+    let (known, keeper) =
+        withdrawn.map_or((None, None), |it| (Some((it.words, it.outcome)), it.keeper));
+    let sensitive = context.settings.sensitive;
+    let end = PodEnd::gave_up(session, &entry, withdraw::why(error), known, sensitive);
+    Ended::Pod {
+        end: Box::new(end),
+        keeper,
     }
 }
 

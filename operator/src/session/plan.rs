@@ -26,7 +26,7 @@ use self::conclude::conclude;
 use self::enter::enter;
 pub use self::reach::{Place, out_of_reach};
 use self::request::ask;
-pub use self::request::{action, timeout};
+pub use self::request::{action, fetch, timeout};
 use self::resume::{lost_pod, resume};
 use self::target::enterable;
 pub use self::way::{Way, refused_ways};

@@ -21,6 +21,7 @@ use self::clip::one_line;
 use self::entry::entry;
 pub use self::fit::{fit, fit_stored};
 use super::plan::{End, Intent};
+use crate::inject::Refusal;
 use crate::relay::budget::Delivered;
 
 /// The largest `text`, `stdout`, `stderr` or `data` in a status, in bytes.
@@ -247,13 +248,13 @@ impl PodEnd {
 
     /// The ends of a session whose work is given up: those that stand in its status, and for every other pod the end
     /// that `words` explain.
-    pub fn give_up(session: &DebugSession, words: &str, sensitive: Sensitive) -> Vec<Self> {
-        let end = |maybe_armed| End {
-            reason: Reason::InternalError,
-            message: words.to_owned(),
-            outcome: None,
-            maybe_armed,
-        };
+    /// `withdrawn` says what is known of what was given to a pod's agent: words, and the answer where there is one.
+    pub fn give_up(
+        session: &DebugSession,
+        words: &str,
+        withdrawn: impl Fn(&TargetStatus) -> Option<(String, Option<Delivered>)>,
+        sensitive: Sensitive,
+    ) -> Vec<Self> {
         let targets = session
             .status
             .as_ref()
@@ -263,23 +264,54 @@ impl PodEnd {
             .into_iter()
             .map(|entries| {
                 Self::read(&entries).unwrap_or_else(|| {
-                    let armed = Intent::read(&entries).is_some();
                     let known = entries.into_iter().next().unwrap_or_default();
-                    Self::new(session, end(armed), &known, String::new(), sensitive)
+                    let withdrawn = withdrawn(&known);
+                    let why = Refusal::new(Reason::InternalError, words);
+                    Self::gave_up(session, &known, why, withdrawn, sensitive)
                 })
             })
             .collect();
         if ends.is_empty() {
             let nothing = TargetStatus::default();
-            ends.push(Self::new(
-                session,
-                end(false),
-                &nothing,
-                String::new(),
-                sensitive,
-            ));
+            let why = Refusal::new(Reason::InternalError, words);
+            ends.push(Self::gave_up(session, &nothing, why, None, sensitive));
         }
         ends
+    }
+
+    /// The end of a pod whose work is given up for the reason `why`. `withdrawn` is what is known of what was given to its
+    /// agent.
+    pub fn gave_up(
+        session: &DebugSession,
+        known: &TargetStatus,
+        why: Refusal,
+        withdrawn: Option<(String, Option<Delivered>)>,
+        sensitive: Sensitive,
+    ) -> Self {
+        let given = Intent::read(std::slice::from_ref(known)).is_some();
+        let (words, outcome) = withdrawn.unwrap_or_default();
+        let message = if words.is_empty() {
+            why.message
+        } else {
+            format!("{}; {words}", why.message)
+        };
+        let answered = outcome
+            .as_ref()
+            .is_some_and(|outcome| !outcome.targets.is_empty());
+        let end = End {
+            reason: why.reason,
+            message: message.clone(),
+            maybe_armed: given && !answered,
+            outcome,
+        };
+        let mut end = Self::new(session, end, known, String::new(), sensitive);
+        if given {
+            end.reached = end.reached.max(Reached::Request);
+        }
+        if answered {
+            end.note(&format!("the operator gave up: {message}"));
+        }
+        end
     }
 
     /// Says something else about the pod, beside what each of its processes answered.

@@ -6,9 +6,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use sidewinder_crds::DebugSession;
+use sidewinder_crds::{DebugSession, TargetStatus};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use super::apply::{self, Written};
-use super::drive::{self, Outcome, Signal, report};
+use super::drive::{self, Outcome, Signal, Withdrawn, report};
 use super::finished::Expiry;
 use super::result::{self, PodEnd};
 use super::{Context, afterwards, observe, plan};
@@ -31,6 +32,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const MAX_FAILURES: u32 = 8;
 /// How many sessions are watched at once whose scripts are still running: each keeps a stream open.
 const MAX_WATCHED: usize = 64;
+
+/// How many agents are told at once to stop what a session gave them.
+const MAX_WITHDRAWN: usize = 32;
 
 /// The running tasks, by the session's UID.
 pub(super) struct Supervisor<C> {
@@ -284,8 +288,32 @@ impl<C: Connect> Supervisor<C> {
         let now = Timestamp::now();
         let elapsed = now.duration_since(plan::started(session, now));
         let elapsed = Duration::try_from(elapsed).unwrap_or_default();
-        let ends = PodEnd::give_up(session, words, self.context.settings.sensitive);
+        let targets: Vec<TargetStatus> = session
+            .status
+            .iter()
+            .flat_map(|status| status.targets.clone())
+            .collect();
+        let withdrawn: HashMap<String, Withdrawn> = futures::stream::iter(targets)
+            .map(|target| async move {
+                let withdrawn = drive::withdraw(&self.context, session, &target).await?;
+                Some((target.pod_uid?, withdrawn))
+            })
+            .buffer_unordered(MAX_WITHDRAWN)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
+        let known = |target: &TargetStatus| {
+            let one = withdrawn.get(target.pod_uid.as_deref()?)?;
+            Some((one.words.clone(), one.outcome.clone()))
+        };
+        let sensitive = self.context.settings.sensitive;
+        let mut ends = PodEnd::give_up(session, words, known, sensitive);
         let finished = result::finish(session, &ends, elapsed, now);
+        let mut entries: Vec<_> = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
+        result::fit(&finished.status, &mut entries);
+        for entry in entries.into_iter().filter(|entry| entry.to_store) {
+            entry.not_stored = Some("the operator gave the session up".to_owned());
+        }
         let generation = session.metadata.generation;
         let status = result::seal(finished.status.clone(), &ends, generation, now);
         match apply::status(&self.context.client, session, &status).await {

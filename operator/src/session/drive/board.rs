@@ -5,6 +5,7 @@
 //! where nobody else works on the session, and leaves it where somebody does. An agent may forget an outcome only when
 //! its entry stands in the API server.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub(super) struct Board<'a, C> {
     signal: &'a watch::Sender<Signal>,
     places: Mutex<Places>,
     sheet: tokio::sync::Mutex<Sheet>,
+    /// Whether a write failed: then nothing goes on, whatever else failed with it.
+    failed: AtomicBool,
 }
 
 impl<'a, C> Board<'a, C> {
@@ -85,7 +88,23 @@ impl<'a, C> Board<'a, C> {
                 written: 0,
                 left_to_another: false,
             }),
+            failed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the status could not be written.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// What a pod whose part goes on shows.
+    pub(super) fn entry(&self, place: usize) -> TargetStatus {
+        let places = self.places();
+        places
+            .all
+            .get(place)
+            .map(|place| place.going.clone())
+            .unwrap_or_default()
     }
 
     pub(super) fn context(&self) -> &'a Context<C> {
@@ -179,6 +198,14 @@ impl<'a, C> Board<'a, C> {
 
     /// Writes until at least `version` of the places stands in the API server.
     async fn write(&self, version: u64) -> Result<Flow, Error> {
+        let written = self.write_once(version).await;
+        if written.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        written
+    }
+
+    async fn write_once(&self, version: u64) -> Result<Flow, Error> {
         let mut sheet = self.sheet.lock().await;
         if sheet.left_to_another {
             return Ok(Flow::Stop(Outcome::Superseded));

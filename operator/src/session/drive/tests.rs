@@ -518,3 +518,68 @@ async fn an_answer_from_a_pod_that_will_soon_take_no_more_sidecars_says_so() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_the_api_server_refuses_is_tried_again_and_then_ends_alone() {
+    for (refusals, reasons, reason) in [
+        (3, ["Succeeded"; 3], "Succeeded"),
+        (
+            50,
+            ["Succeeded", "InternalError", "Succeeded"],
+            "PartiallyFailed",
+        ),
+    ] {
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let world = fleet(&agents, json!({"remoteExec": {"script": "1"}}), 3);
+        for _ in 0..refusals {
+            world.api.refuse(Method::GET, "pods/web-1", "", 500, "boom");
+        }
+        assert_eq!(world.drive().await, ENDED);
+        let status = world.status();
+        assert_eq!(status["reason"], reason);
+        assert_eq!(pods_of(&status, "reason"), reasons);
+        if refusals == 50 {
+            let message = status["targets"][1]["message"].as_str().unwrap();
+            assert!(message.contains("boom"), "{message}");
+            assert_eq!(status["targets"][1]["disarmed"], "NotArmed");
+            assert_eq!(world.agents.runs().len(), 2);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_given_up_has_its_script_stopped() {
+    let agents = Agents::new("i1", None);
+    agents.cut(1);
+    let world = fleet(&agents, json!({"remoteExec": {"script": "1"}}), 2);
+    let refuse = async {
+        while world.agents.runs().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..50 {
+            world.api.refuse(Method::GET, "pods/web-0", "", 500, "boom");
+            world.api.refuse(Method::GET, "pods/web-1", "", 500, "boom");
+        }
+        // The other one's script runs until somebody ends it.
+        world
+            .api
+            .until(SESSION, |session| session["status"]["pods"] == "1/2")
+            .await;
+        world.cancel();
+    };
+    let (outcome, ()) = tokio::join!(world.drive(), refuse);
+    assert_eq!(outcome, ENDED);
+    let status = world.status();
+    let messages = pods_of(&status, "message");
+    let given_up: Vec<_> = messages
+        .iter()
+        .filter(|message| message.contains("boom"))
+        .collect();
+    assert_eq!(given_up.len(), 1, "{messages:#?}");
+    assert!(
+        given_up[0].contains("told to stop, and the sidecar answered"),
+        "{given_up:?}"
+    );
+    let cancels = |message: &&ToAgent| matches!(message, ToAgent::Cancel { .. });
+    assert!(world.agents.heard().iter().filter(cancels).count() >= 2);
+}

@@ -12,7 +12,7 @@ use sidewinder_crds::{
 use sidewinder_model::request::{ProcessMode, ProcessSelector};
 use sidewinder_model::{Action, ExecRequest, Locals, Reason, Request, TaskFormat, ThreadChoice};
 
-use super::{ANSWER_GRACE, CANCEL_LIMIT, ENTER_LIMIT, Observed, Step, after, end};
+use super::{ANSWER_GRACE, CANCEL_LIMIT, ENTER_LIMIT, Intent, Observed, Step, after, end};
 
 /// The action in the agent's words. `None` for a session whose spec names no or several actions, which the schema
 /// does not let in.
@@ -122,6 +122,19 @@ pub(super) fn ask(
         }),
         until: if cancel { until } else { until.max(back) },
         cancel,
+    }
+}
+
+/// The request that fetches what became of a script that was given away, and begins nothing.
+pub fn fetch(session: &DebugSession, intent: &Intent, now: Timestamp) -> Option<Request> {
+    let observed = Observed {
+        cancelled_since: Some(now),
+        ..Observed::default()
+    };
+    let (id, instance) = (&intent.container_id, Some(intent.instance.as_str()));
+    match ask(session, &observed, None, id, instance, now) {
+        Step::Ask { request, .. } => Some(*request),
+        _ => None,
     }
 }
 

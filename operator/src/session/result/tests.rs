@@ -1037,7 +1037,9 @@ fn a_session_that_is_given_up_keeps_what_stands_in_its_status() {
         targets: vec![given, done],
         ..DebugSessionStatus::default()
     });
-    let pods = PodEnd::give_up(&session, "a bug", Sensitive::Secret);
+    let unknown = |_: &TargetStatus| Some(("nobody knows".to_owned(), None));
+    let pods = PodEnd::give_up(&session, "a bug", unknown, Sensitive::Secret);
+    assert_eq!(pods[0].message, "a bug; nobody knows");
     let status = finish(&session, &pods, Duration::ZERO, at());
     assert_eq!(
         (status.reason, status.complete),
