@@ -102,6 +102,13 @@ pub enum Reply {
         /// Why, in a sentence.
         message: String,
     },
+    /// It has ended, and its answer can never be received.
+    Unreadable {
+        /// Why.
+        reason: Reason,
+        /// Why, in a sentence.
+        message: String,
+    },
     /// A script that outlived it has ended. There may be more of them.
     ScriptEnded(ScriptEnd),
 }
@@ -507,7 +514,16 @@ async fn receive_all(
                 Err(error @ FrameError::Busy(_)) => {
                     break RelayError::Unavailable(describe(&error));
                 }
-                Err(error) => break RelayError::Broken(describe(&error)),
+                Err(error) => {
+                    let asker = error
+                        .hopeless()
+                        .and_then(|id| shared.state().pending.remove(id));
+                    if let Some(asker) = asker {
+                        // It would come again, as often as it is asked for.
+                        let _ = asker.send(unreadable(&error));
+                    }
+                    break RelayError::Broken(describe(&error));
+                }
             };
             let mut state = shared.state();
             let ends = !matches!(reply, Reply::Accepted | Reply::ScriptEnded(_));
@@ -526,6 +542,19 @@ async fn receive_all(
         () = closed.cancelled() => {}
     }
     drop(guard);
+}
+
+/// What whoever asked hears of an answer that will never be understood.
+fn unreadable(error: &FrameError) -> Reply {
+    let reason = match error {
+        FrameError::TooDense { .. } => Reason::ResultNotStored,
+        _ => Reason::InternalError,
+    };
+    let message = format!(
+        "the sidecar answered, and its answer cannot be received: {}",
+        describe(error)
+    );
+    Reply::Unreadable { reason, message }
 }
 
 /// An error with its causes, short enough for a message.

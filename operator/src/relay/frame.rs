@@ -4,6 +4,7 @@
 //! only after it has its share of the memory.
 
 use std::io::{BufReader, Read};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,6 +12,7 @@ use sha2::{Digest, Sha256};
 use sidewinder_model::wire::{HEADER_BYTES, Header, HeaderError, MAX_PAYLOAD_BYTES};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::budget::{Budget, Share};
 
@@ -26,6 +28,14 @@ const MEMORY_PER_BYTE: usize = 3;
 /// What an element takes in memory beyond its JSON. A list of empty strings is three bytes for each in JSON, and 24 in
 /// memory, up to three times as much while the list grows.
 const MEMORY_PER_ELEMENT: usize = 32;
+
+/// Where in a message its id stands, at the latest.
+const HEAD_BYTES: usize = 512;
+/// How long a message may take from its header on, whatever its length, and the slowest line on which a large one still
+/// arrives, in bytes per second. Without an end, somebody who sends a byte now and then would keep the memory that others
+/// wait for.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SLOWEST: u64 = 64 * 1024;
 
 /// Why a frame could not be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +65,8 @@ pub enum FrameError {
         kind: &'static str,
         /// Where.
         place: usize,
+        /// Which request it answers, as far as its first bytes tell.
+        id: Option<String>,
     },
     /// The message is larger than a frame may be.
     #[error("a message of {0} bytes is larger than {MAX_PAYLOAD_BYTES}")]
@@ -68,6 +80,16 @@ pub enum FrameError {
         length: usize,
         /// Bytes that there are.
         budget: usize,
+        /// Which request it answers, as far as its first bytes tell.
+        id: Option<String>,
+    },
+    /// The message has begun and does not come.
+    #[error("a message of {expected} bytes came too slowly: {got} bytes within its time")]
+    Slow {
+        /// Bytes that arrived.
+        got: usize,
+        /// Bytes that were announced.
+        expected: usize,
     },
     /// Other large messages had the memory for too long.
     #[error(
@@ -84,7 +106,63 @@ impl From<serde_json::Error> for FrameError {
         };
         // Messages are of one line.
         let place = error.column();
-        Self::Json { kind, place }
+        Self::Json {
+            kind,
+            place,
+            id: None,
+        }
+    }
+}
+
+impl FrameError {
+    /// The request whose answer will never be understood, however often it is asked for.
+    pub fn hopeless(&self) -> Option<&str> {
+        match self {
+            Self::Json { id, .. } | Self::TooDense { id, .. } => id.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The same, of a message that begins with `head`.
+    fn about(mut self, head: &[u8]) -> Self {
+        if let Self::Json { id, .. } | Self::TooDense { id, .. } = &mut self {
+            *id = id_in(head);
+        }
+        self
+    }
+}
+
+/// The id that stands first in a message. One that is longer or has escapes is none of ours.
+fn id_in(head: &[u8]) -> Option<String> {
+    const NAME: &[u8] = b"\"id\":\"";
+    let head = head.get(..HEAD_BYTES).unwrap_or(head);
+    let start = head.windows(NAME.len()).position(|found| found == NAME)? + NAME.len();
+    let rest = head.get(start..)?;
+    let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    let id = rest.get(..end).filter(|_| rest.get(end) == Some(&b'"'))?;
+    String::from_utf8(id.to_vec()).ok()
+}
+
+/// How long a message that has begun may be waited for. What passes while it waits for memory, or for whoever parses it,
+/// does not count.
+struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    fn with(length: usize) -> Self {
+        let more = Duration::from_secs(length as u64 / SLOWEST);
+        Self {
+            left: PATIENCE + more,
+        }
+    }
+
+    /// Waits for `read`; `None` when the time is over.
+    async fn wait<T>(&mut self, read: impl Future<Output = T>) -> Option<T> {
+        let began = Instant::now();
+        let read = tokio::time::timeout(self.left, read).await.ok();
+        self.left = self.left.saturating_sub(began.elapsed());
+        read
     }
 }
 
@@ -169,9 +247,14 @@ where
     T: DeserializeOwned,
 {
     let mut payload = Vec::with_capacity(header.length.min(CHUNK_BYTES));
+    let mut patience = Patience::with(header.length);
     while payload.len() < header.length {
-        let wanted = header.length - payload.len();
-        let count = some(stream, &mut payload, wanted).await?;
+        let got = payload.len();
+        let arrived = patience.wait(some(stream, &mut payload, header.length - got));
+        let count = arrived.await.ok_or(FrameError::Slow {
+            got,
+            expected: header.length,
+        })??;
         if count == 0 {
             return Err(FrameError::Cut {
                 got: payload.len(),
@@ -191,7 +274,8 @@ where
         None
     };
     Ok(Received {
-        message: serde_json::from_slice(&payload)?,
+        message: serde_json::from_slice(&payload)
+            .map_err(|error| FrameError::from(error).about(&payload))?,
         share,
     })
 }
@@ -218,10 +302,16 @@ where
     // It ends when `pieces` is dropped, at the latest.
     let parser = tokio::task::spawn_blocking(move || parse::<T>(inbox, length));
     let mut memory = Memory::default();
+    let mut patience = Patience::with(length);
+    let mut first = Vec::with_capacity(HEAD_BYTES);
     let mut got = 0;
     while got < length {
         let mut piece = Vec::with_capacity(CHUNK_BYTES);
-        let count = some(stream, &mut piece, length - got).await?;
+        let arrived = patience.wait(some(stream, &mut piece, length - got));
+        let count = arrived.await.ok_or(FrameError::Slow {
+            got,
+            expected: length,
+        })??;
         if count == 0 {
             return Err(FrameError::Cut {
                 got,
@@ -231,11 +321,15 @@ where
         heard(count);
         got += count;
         memory.count(&piece);
+        let missing = HEAD_BYTES.saturating_sub(first.len());
+        first.extend(piece.iter().take(missing));
         if memory.bytes() > budget.bytes() {
-            return Err(FrameError::TooDense {
+            let error = FrameError::TooDense {
                 length,
                 budget: budget.bytes(),
-            });
+                id: None,
+            };
+            return Err(error.about(&first));
         }
         if !wide && memory.bytes() > granted {
             share = widen(budget, Some(share), length, &mut heard).await?;
@@ -252,7 +346,7 @@ where
         return Err(FrameError::Digest(length));
     }
     Ok(Received {
-        message: message?,
+        message: message.map_err(|error| FrameError::from(error).about(&first))?,
         share: Some(share),
     })
 }
@@ -508,6 +602,10 @@ mod tests {
         let error = read_answer(&answer(&json), &budget).await.unwrap_err();
         assert!(matches!(error, FrameError::TooDense { .. }), "{error}");
         assert!(error.to_string().contains("results.memoryBytes"));
+        assert_eq!(error.hopeless(), None);
+        let named = json.replacen('{', "{\"id\":\"5e55-1\",", 1);
+        let error = read_answer(&answer(&named), &budget).await.unwrap_err();
+        assert_eq!(error.hopeless(), Some("5e55-1"));
         // What they take is counted with the share; text of the same length takes less.
         let few = vec!["\"\""; 60_000].join(",");
         let json = format!(
@@ -524,6 +622,80 @@ mod tests {
         let commas = answer(&said(&",[{".repeat(SMALL_BYTES / 4)));
         assert!(commas.len() < SMALL_BYTES);
         assert!(read_answer(&commas, &budget).await.unwrap().share.is_none());
+    }
+
+    #[test]
+    fn the_id_is_the_first_that_stands_in_a_message() {
+        for (head, id) in [
+            (
+                "{\"type\":\"finished\",\"outcome\":{\"id\":\"a-1\",\"instance\":\"x\"",
+                Some("a-1"),
+            ),
+            ("{\"id\":\"\"", Some("")),
+            ("{\"id\":\"cut", None),
+            ("{\"id\":\"with\\\"escape\"", None),
+            ("{\"type\":\"pong\"}", None),
+        ] {
+            assert_eq!(id_in(head.as_bytes()).as_deref(), id, "{head}");
+        }
+        let late = format!("{}\"id\":\"a\"", " ".repeat(HEAD_BYTES));
+        assert_eq!(id_in(late.as_bytes()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_drips_is_given_up() {
+        let whole = answer(&said(&"x".repeat(1000)));
+        let (mut ours, mut theirs) = tokio::io::duplex(64);
+        let drip = async {
+            ours.write_all(&whole[..HEADER_BYTES]).await.unwrap();
+            for byte in &whole[HEADER_BYTES..] {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                if ours.write_all(&[*byte]).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let read = async move {
+            let began = Instant::now();
+            let budget = Budget::default();
+            let read = read::<_, Incoming>(&mut theirs, &budget, |_| ()).await;
+            (read, began.elapsed())
+        };
+        let ((), (read, took)) = tokio::join!(drip, read);
+        assert!(
+            matches!(read, Err(FrameError::Slow { got: 1, .. })),
+            "{read:?}"
+        );
+        assert_eq!(took, PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_message_that_stays_away_gives_its_memory_back() {
+        let budget = Budget::new(16 * SMALL_BYTES);
+        let whole = answer(&said(&"x".repeat(4 * SMALL_BYTES)));
+        let (mut ours, mut theirs) = tokio::io::duplex(whole.len());
+        let part = HEADER_BYTES + CHUNK_BYTES;
+        ours.write_all(&whole[..part]).await.unwrap();
+        let (sender, mut count) = tokio::sync::watch::channel(0);
+        let reading = tokio::spawn({
+            let budget = budget.clone();
+            async move {
+                let heard = |count| sender.send_modify(|all| *all += count);
+                read::<_, Incoming>(&mut theirs, &budget, heard).await
+            }
+        });
+        count.wait_for(|all| *all == part).await.unwrap();
+        let all = || futures::FutureExt::now_or_never(budget.share(usize::MAX, || ()));
+        assert!(all().is_none());
+        // By hand: the clock does not go by itself while a thread waits for pieces.
+        let slowest = whole.len() as u64 / SLOWEST;
+        while !reading.is_finished() {
+            tokio::time::advance(PATIENCE + Duration::from_secs(slowest)).await;
+            tokio::task::yield_now().await;
+        }
+        let read = reading.await.unwrap();
+        assert!(matches!(read, Err(FrameError::Slow { .. })), "{read:?}");
+        assert!(all().is_some());
     }
 
     #[tokio::test]

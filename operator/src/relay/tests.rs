@@ -218,6 +218,21 @@ async fn a_message_with_a_wrong_digest_ends_the_stream_for_everybody() {
 }
 
 #[tokio::test]
+async fn an_answer_that_can_never_be_understood_ends_its_request_and_others_ask_again() {
+    let (agent, mut peer) = open().await;
+    let mut first = agent.ask(&request("a")).await.unwrap();
+    let mut second = agent.ask(&request("b")).await.unwrap();
+    let strange = serde_json::json!({"type": "finished", "outcome": {"id": "a", "targets": 7}});
+    peer.raw(&frame::encode(&strange).unwrap()).await;
+    let Ok(Reply::Unreadable { reason, message }) = first.next().await else {
+        panic!("it would be asked for until its deadline")
+    };
+    assert_eq!(reason, Reason::InternalError);
+    assert!(message.contains("cannot be received"), "{message}");
+    assert!(matches!(second.next().await, Err(RelayError::Broken(_))));
+}
+
+#[tokio::test]
 async fn a_stream_cut_inside_an_answer_is_no_answer() {
     let (agent, mut peer) = open().await;
     let mut replies = agent.ask(&request("a")).await.unwrap();

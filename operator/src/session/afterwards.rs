@@ -180,7 +180,7 @@ impl<C: Connect> Watch<'_, C> {
                 Ok(Reply::Refused { message, .. }) => {
                     self.lost(Reason::SidecarLost, &message, pod).await?;
                 }
-                Ok(Reply::Accepted | Reply::Finished(_)) => {}
+                Ok(Reply::Accepted | Reply::Finished(_) | Reply::Unreadable { .. }) => {}
                 Err(error) => return Ok(Some(error)),
             }
         }

@@ -101,6 +101,8 @@ pub enum Answer {
     Finished(Delivered),
     /// The agent did not begin it.
     Refused(Refusal),
+    /// The agent finished it, and its answer can never be received.
+    Unreadable(Refusal),
     /// The agent did not answer in time, or did not confirm a cancellation.
     Silent,
 }

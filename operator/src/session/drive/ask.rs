@@ -72,6 +72,10 @@ impl<C: Connect> Run<'_, C> {
                         self.observed.answer = Some(Answer::Refused(Refusal::new(reason, message)));
                         return Ok(Flow::Continue);
                     }
+                    Ok(Reply::Unreadable { reason, message }) => {
+                        self.observed.answer = Some(Answer::Unreadable(Refusal::new(reason, message)));
+                        return Ok(Flow::Continue);
+                    }
                     Err(error) => return self.lose(error).await,
                 },
                 () = tokio::time::sleep_until(last_call.unwrap_or(deadline)) => {

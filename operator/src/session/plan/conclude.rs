@@ -83,6 +83,12 @@ pub(super) fn conclude(
             }
             refuse(refusal.clone())
         }
+        Answer::Unreadable(refusal) => Step::End(Box::new(End {
+            reason: refusal.reason,
+            message: refusal.message.clone(),
+            outcome: None,
+            maybe_armed: once,
+        })),
         Answer::Silent => Step::End(Box::new(if observed.cancelled_since.is_some() {
             End {
                 reason: Reason::Cancelled,

@@ -844,3 +844,21 @@ fn a_script_that_was_given_away_is_asked_for_although_its_source_is_gone() {
     };
     assert_eq!(asked.start_milliseconds, 0);
 }
+
+#[test]
+fn an_answer_that_cannot_be_received_ends_the_session_and_leaves_open_what_is_armed() {
+    for (session, armed) in [(exec(), true), (stacks(), false)] {
+        let refusal = Refusal::new(Reason::ResultNotStored, "too dense");
+        let observed = Observed {
+            answer: Some(Answer::Unreadable(refusal)),
+            ..scripted(pod(json!({})))
+        };
+        let Step::End(end) = decide(&session, &observed) else {
+            panic!("it is asked for again");
+        };
+        assert_eq!(
+            (end.reason, end.maybe_armed),
+            (Reason::ResultNotStored, armed)
+        );
+    }
+}
