@@ -248,7 +248,14 @@ impl<C: Connect> Run<'_, C> {
                     self.set_pod(pod);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                self.observed.link_error = Some(error);
+                // That the object is gone says nothing about a node that was silent before.
+                let silent = matches!(
+                    self.observed.link_error,
+                    Some(RelayError::NodeUnreachable(_) | RelayError::Silent(_))
+                );
+                if !(silent && matches!(error, RelayError::PodGone(_))) {
+                    self.observed.link_error = Some(error);
+                }
             }
             None => {
                 let error = last.lock().unwrap_or_else(PoisonError::into_inner).take();

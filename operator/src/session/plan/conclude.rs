@@ -2,10 +2,10 @@
 //! pod.
 
 use sidewinder_crds::DebugSessionSpec;
-use sidewinder_model::Reason;
+use sidewinder_model::{Outcome, Reason, TargetOutcome};
 
 use super::way::{Way, way};
-use super::{ANSWER_GRACE, Answer, CANCEL_LIMIT, End, Observed, Step, end, refuse};
+use super::{ANSWER_GRACE, Answer, CANCEL_LIMIT, End, Observed, Step, end};
 use crate::inject::Refusal;
 
 /// What an answer means.
@@ -39,26 +39,11 @@ pub(super) fn conclude(
     };
     match answer {
         Answer::Finished(outcome) => {
-            // What the agent did not know had no time to begin, and of what it knew nothing was armed.
-            let begun = |target: &sidewinder_model::TargetOutcome| {
-                target.disarmed.is_some()
-                    || target.reason.is_complete()
-                    || target.reason == Reason::SidecarLost
-            };
-            if let Some(refusal) = &observed.barred
-                && !outcome.targets.is_empty()
-                && !outcome.targets.iter().any(begun)
-            {
-                return end(
-                    refusal.reason,
-                    format!(
-                        "{}; the script was not begun, and will not be",
-                        refusal.message
-                    ),
-                );
+            if let Some(step) = never_begun(observed, outcome) {
+                return step;
             }
             // Nothing was begun where every process refused, so the other way may be tried.
-            let untouched = |target: &sidewinder_model::TargetOutcome| {
+            let untouched = |target: &TargetOutcome| {
                 matches!(
                     target.reason,
                     Reason::PermissionDenied | Reason::YamaForbidden
@@ -81,7 +66,14 @@ pub(super) fn conclude(
             if let Some(step) = fall_back(refusal.clone()) {
                 return step;
             }
-            refuse(refusal.clone())
+            let Refusal { reason, message } = refusal.clone();
+            // Another run of the agent cannot know what the one before did.
+            Step::End(Box::new(End {
+                maybe_armed: once && reason == Reason::SidecarLost,
+                reason,
+                message,
+                outcome: None,
+            }))
         }
         Answer::Unreadable(refusal) => Step::End(Box::new(End {
             reason: refusal.reason,
@@ -112,4 +104,25 @@ pub(super) fn conclude(
             }
         })),
     }
+}
+
+/// The end of a script that was barred before its agent knew it: it had no time to begin. Of one that the agent knew the
+/// answer counts, unless nothing was armed for it either.
+fn never_begun(observed: &Observed, outcome: &Outcome) -> Option<Step> {
+    let refusal = observed.barred.as_ref()?;
+    let begun = |target: &TargetOutcome| {
+        target.disarmed.is_some()
+            || target.reason.is_complete()
+            || target.reason == Reason::SidecarLost
+    };
+    let nothing = !outcome.targets.is_empty() && !outcome.targets.iter().any(begun);
+    nothing.then(|| {
+        end(
+            refusal.reason,
+            format!(
+                "{}; the script was not begun, and will not be",
+                refusal.message
+            ),
+        )
+    })
 }

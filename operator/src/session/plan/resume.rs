@@ -10,7 +10,7 @@ use sidewinder_model::Reason;
 use super::enter::{unusable, words_of};
 use super::request::{ask, timeout};
 use super::target::{is_over, restarts};
-use super::{ANSWER_GRACE, CANCEL_LIMIT, ENTER_LIMIT, End, Intent, Observed, Step, after, end};
+use super::{ANSWER_GRACE, CANCEL_LIMIT, ENTER_LIMIT, End, Intent, Observed, Step, after};
 use crate::inject::{self, ResidentState};
 use crate::relay::RelayError;
 
@@ -157,19 +157,33 @@ pub(super) fn resume(
 /// The pod went away while something was asked of it.
 pub(super) fn lost_pod(observed: &Observed, name: &str, once: bool, how: &str) -> Step {
     let cancelled = observed.cancelled_since.is_some();
-    end(
-        if cancelled {
+    // An object that is deleted while its node is silent says nothing about the processes there
+    // (https://kubernetes.io/docs/tasks/run-application/force-delete-stateful-set-pod/#force-deletion).
+    let silent = observed.link_error.as_ref().filter(|error| {
+        matches!(
+            error,
+            RelayError::NodeUnreachable(_) | RelayError::Silent(_)
+        )
+    });
+    let asked = if once {
+        "the script was"
+    } else {
+        "the answer was"
+    };
+    let mut message = format!("pod {name} {how} while {asked} asked for");
+    if let Some(error) = silent {
+        message = format!("{message}; whether its processes ended with it is not known: {error}");
+    }
+    Step::End(Box::new(End {
+        reason: if cancelled {
             Reason::Cancelled
+        } else if silent.is_some() {
+            Reason::NodeLost
         } else {
             Reason::TargetExited
         },
-        format!(
-            "pod {name} {how} while {} asked for",
-            if once {
-                "the script was"
-            } else {
-                "the answer was"
-            }
-        ),
-    )
+        message,
+        outcome: None,
+        maybe_armed: once && silent.is_some(),
+    }))
 }

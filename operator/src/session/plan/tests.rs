@@ -862,3 +862,49 @@ fn an_answer_that_cannot_be_received_ends_the_session_and_leaves_open_what_is_ar
         );
     }
 }
+
+#[test]
+fn a_pod_that_is_deleted_while_its_node_is_silent_leaves_open_what_is_armed() {
+    let unreachable = RelayError::NodeUnreachable("dial tcp".into());
+    let silent = RelayError::Silent(Duration::from_secs(35));
+    for (error, once, reason, armed) in [
+        (Some(unreachable.clone()), true, Reason::NodeLost, true),
+        (Some(silent), true, Reason::NodeLost, true),
+        (Some(unreachable), false, Reason::NodeLost, false),
+        (
+            Some(RelayError::Ended(String::new())),
+            true,
+            Reason::TargetExited,
+            false,
+        ),
+        (None, true, Reason::TargetExited, false),
+    ] {
+        let observed = Observed {
+            pod: None,
+            intent: once.then(|| intent("i1")),
+            asked_since: Some(now()),
+            link_error: error.clone(),
+            ..scripted(pod(json!({})))
+        };
+        let session = if once { exec() } else { stacks() };
+        let Step::End(end) = decide(&session, &observed) else {
+            panic!("{error:?}")
+        };
+        assert_eq!((end.reason, end.maybe_armed), (reason, armed), "{error:?}");
+    }
+}
+
+#[test]
+fn a_refusal_of_another_run_of_the_agent_leaves_open_what_is_armed() {
+    for (reason, armed) in [(Reason::SidecarLost, true), (Reason::QueueFull, false)] {
+        let observed = Observed {
+            intent: Some(intent("i1")),
+            answer: Some(Answer::Refused(Refusal::new(reason, "no"))),
+            ..scripted(pod(json!({})))
+        };
+        let Step::End(end) = decide(&exec(), &observed) else {
+            panic!("{reason}")
+        };
+        assert_eq!((end.reason, end.maybe_armed), (reason, armed));
+    }
+}

@@ -53,6 +53,8 @@ pub(super) fn entry(
         disarmed: runs_code.then_some(match outcome.disarmed {
             Some(true) => DisarmState::Disarmed,
             Some(false) => DisarmState::StillArmed,
+            // The agent had dropped the outcome, and what it said of this.
+            None if outcome.reason == Reason::SidecarLost => DisarmState::StillArmed,
             None => DisarmState::NotArmed,
         }),
         clipped: BTreeMap::new(),

@@ -427,6 +427,27 @@ fn nobody_claims_that_nothing_is_armed_when_nobody_knows() {
 }
 
 #[test]
+fn an_outcome_that_the_agent_dropped_says_nothing_about_what_is_armed() {
+    for (reason, said, state) in [
+        (Reason::SidecarLost, None, "StillArmed"),
+        (Reason::SidecarLost, Some(true), "Disarmed"),
+        (Reason::QueueFull, None, "NotArmed"),
+    ] {
+        let one = TargetOutcome {
+            disarmed: said,
+            data: None,
+            ..target(reason)
+        };
+        let seen = ended(exec(), vec![one], Sensitive::Secret);
+        let (_, found) = condition(&seen, "Disarmed");
+        assert_eq!(found, state, "{reason}");
+        let condition = conditions::find(&seen.status.conditions, "Disarmed").unwrap();
+        let unknown = condition.message.contains("could not be confirmed");
+        assert_eq!(unknown, state == "StillArmed");
+    }
+}
+
+#[test]
 fn long_fields_are_cut_and_large_data_is_left_out() {
     let mut answer = target(Reason::Succeeded);
     answer.text = "€".repeat(20_000);
