@@ -160,7 +160,7 @@ impl PodEnd {
         let delivered = end.outcome.unwrap_or_else(|| Outcome::default().into());
         let answered = !delivered.targets.is_empty();
         let mut entries = Vec::new();
-        for (place, outcome) in delivered.targets.iter().take(MAX_TARGETS).enumerate() {
+        for (place, outcome) in delivered.targets.iter().enumerate() {
             let (status, cut) = entry(known, outcome, runs_code, sensitive);
             entries.push(Entry {
                 status,
@@ -515,29 +515,56 @@ pub fn seal(
     status
 }
 
-/// The entries that stand in the status, at most [`MAX_TARGETS`]. Every pod keeps its first one, which may be an intent;
-/// what is left out of later pods is said in it.
+/// The entries that stand in the status, at most [`MAX_TARGETS`]. Every pod keeps one, which may be an intent; those of
+/// later pods are left out first, and of each pod those that answered before those that failed. What is left out is said
+/// in the pod's first entry.
 pub fn within_limit(pods: impl Iterator<Item = Vec<TargetStatus>>) -> Vec<TargetStatus> {
     let mut pods: Vec<Vec<TargetStatus>> = pods.collect();
     let all: usize = pods.iter().map(Vec::len).sum();
     let mut excess = all.saturating_sub(MAX_TARGETS);
-    for pod in pods.iter_mut().rev() {
-        let fewer = excess.min(pod.len().saturating_sub(1));
-        if fewer == 0 {
-            continue;
-        }
-        excess -= fewer;
-        pod.truncate(pod.len() - fewer);
-        if let Some(first) = pod.first_mut() {
-            let words = format!(
-                "{fewer} more processes of this pod are left out: a status has at most {MAX_TARGETS} entries"
-            );
-            let said = first.message.take();
-            let whole = said.map_or_else(|| words.clone(), |said| format!("{words}; {said}"));
-            first.message = Some(one_line(&whole, MESSAGE_CHARS));
+    let mut left_out: Vec<BTreeMap<String, usize>> = vec![BTreeMap::new(); pods.len()];
+    for failed_too in [false, true] {
+        for (pod, left_out) in pods.iter_mut().zip(&mut left_out).rev() {
+            let fewer = excess.min(pod.len().saturating_sub(1));
+            let mut dropped = 0;
+            let mut place = pod.len();
+            while dropped < fewer && place > 0 {
+                place -= 1;
+                let may = |one: &TargetStatus| failed_too || answered(one);
+                if let Some(one) = pod.get(place).filter(|one| may(one)) {
+                    let reason = one.reason.clone().unwrap_or_else(|| "not ended".to_owned());
+                    *left_out.entry(reason).or_default() += 1;
+                    pod.remove(place);
+                    dropped += 1;
+                }
+            }
+            excess -= dropped;
         }
     }
+    for (pod, left_out) in pods.iter_mut().zip(left_out) {
+        let fewer: usize = left_out.values().sum();
+        let Some(first) = pod.first_mut().filter(|_| fewer > 0) else {
+            continue;
+        };
+        let kinds: Vec<_> = left_out
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        let words = format!(
+            "{fewer} more processes of this pod are left out ({}): a status has at most {MAX_TARGETS} entries",
+            kinds.join(", ")
+        );
+        let said = first.message.take();
+        let whole = said.map_or_else(|| words.clone(), |said| format!("{words}; {said}"));
+        first.message = Some(one_line(&whole, MESSAGE_CHARS));
+    }
     pods.into_iter().flatten().collect()
+}
+
+/// Whether the action was carried out in a process.
+fn answered(target: &TargetStatus) -> bool {
+    let reason = target.reason.as_deref().and_then(|it| it.parse().ok());
+    reason.is_some_and(|reason: Reason| reason.is_complete())
 }
 
 /// Reasons that say what was asked for cannot be done at all.

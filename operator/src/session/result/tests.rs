@@ -1092,3 +1092,54 @@ fn every_pod_keeps_an_entry_however_many_processes_the_others_have() {
     let words = last.message.as_deref().unwrap();
     assert!(words.contains("2 more processes"), "{words}");
 }
+
+#[test]
+fn of_too_many_entries_those_that_answered_are_left_out_first_and_counted() {
+    let one = |pod: usize, pid: i32, reason: Reason| TargetStatus {
+        pod_name: format!("web-{pod}"),
+        pid: Some(pid),
+        reason: Some(reason.to_string()),
+        ..known()
+    };
+    // Of the last pod the first and the last process failed, of the others none.
+    let pods = (0..2).map(|pod| -> Vec<_> {
+        (0..150)
+            .map(|pid| {
+                let failed = pod == 1 && (pid == 0 || pid > 140);
+                let reason = if failed {
+                    Reason::TargetBlocked
+                } else {
+                    Reason::Succeeded
+                };
+                one(pod, pid, reason)
+            })
+            .collect()
+    });
+    let cut = within_limit(pods);
+    assert_eq!(cut.len(), MAX_TARGETS);
+    let blocked = |target: &&TargetStatus| target.reason.as_deref() == Some("TargetBlocked");
+    assert_eq!(cut.iter().filter(blocked).count(), 10);
+    let last = cut
+        .iter()
+        .find(|target| target.pod_name == "web-1")
+        .unwrap();
+    let words = last.message.as_deref().unwrap();
+    assert!(
+        words.contains("44 more processes of this pod are left out (44 Succeeded)"),
+        "{words}"
+    );
+    // Where there are more failures than room, they are counted, too.
+    let pods = (0..1).map(|pod| {
+        (0..300)
+            .map(|pid| one(pod, pid, Reason::TargetBlocked))
+            .chain([one(0, 300, Reason::Succeeded)])
+            .collect()
+    });
+    let cut = within_limit(pods);
+    let words = cut[0].message.as_deref().unwrap();
+    assert!(
+        words
+            .contains("45 more processes of this pod are left out (1 Succeeded, 44 TargetBlocked)"),
+        "{words}"
+    );
+}
