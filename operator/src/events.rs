@@ -1,6 +1,7 @@
 //! Events on sessions and on the pods they look into. They explain; nothing depends on them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_controller::events::{Event, EventRecorder, EventType, MAX_NOTE_BYTES, Reporter};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -17,6 +18,8 @@ use tracing::debug;
 
 use crate::error::{Error, patiently};
 
+/// How long an Event may take: nothing depends on it.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 /// The `action` of every Event.
 const ACTION: &str = "Debug";
 
@@ -129,6 +132,27 @@ impl Events {
             Err(error) if error.code() == Some(409) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// As [`Self::publish_once`], in the background.
+    pub fn publish_named(
+        &self,
+        name: String,
+        regarding: ObjectReference,
+        session: &DebugSession,
+        reason: Reason,
+        good: bool,
+        note: String,
+    ) {
+        let (events, session) = (self.clone(), session.clone());
+        self.tasks.spawn(async move {
+            let told = events.publish_once(&name, regarding, &session, reason, good, &note);
+            match tokio::time::timeout(PUBLISH_LIMIT, told).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "an Event could not be published"),
+                Err(_) => debug!("an Event could not be published in time"),
+            }
+        });
     }
 
     /// Waits until what was published is out; each Event takes 5 s at most.

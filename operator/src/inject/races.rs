@@ -33,7 +33,7 @@ async fn two_that_add_the_same_add_one() {
         inject(&client, &seen, &container)
     );
     for added in [one.unwrap(), other.unwrap()] {
-        assert!(matches!(added, Injected::Added(_)), "{added:?}");
+        assert!(matches!(added, Injected::Added { .. }), "{added:?}");
     }
     assert_eq!(carried(&api).len(), 1);
 }
@@ -55,7 +55,7 @@ async fn of_two_that_add_another_one_looks_again_and_takes_what_is_there_or_the_
     );
     for outcome in [one.unwrap(), other.unwrap()] {
         match outcome {
-            Injected::Added(_) => added += 1,
+            Injected::Added { .. } => added += 1,
             Injected::Changed => changed += 1,
             Injected::Refused(refusal) => panic!("{refusal:?}"),
         }
@@ -69,7 +69,7 @@ async fn of_two_that_add_another_one_looks_again_and_takes_what_is_there_or_the_
         AttachedAs::SameUser => AttachedAs::Ptrace,
     };
     let second = inject(&client, &pod, &next(&pod, missing)).await.unwrap();
-    assert!(matches!(second, Injected::Added(_)), "{second:?}");
+    assert!(matches!(second, Injected::Added { .. }), "{second:?}");
     let names: Vec<String> = carried(&api)
         .into_iter()
         .map(|resident| resident.name)

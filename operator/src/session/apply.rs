@@ -18,8 +18,13 @@ use crate::inject::{self, Refusal};
 /// What came of adding a container.
 #[derive(Debug)]
 pub enum Injected {
-    /// It stands in the pod; the pod as it is now.
-    Added(Box<Pod>),
+    /// It stands in the pod.
+    Added {
+        /// The pod as it is now.
+        pod: Box<Pod>,
+        /// Whether this call added it: somebody may have done so since the pod was looked at.
+        new: bool,
+    },
     /// Somebody or something does not let it in.
     Refused(Refusal),
     /// The pod is not the one that was looked at any more: look again.
@@ -35,13 +40,18 @@ pub async fn inject(
     pod: &Pod,
     container: &EphemeralContainer,
 ) -> Result<Injected, Error> {
-    match admits(client, pod, container).await? {
-        Admission::Admitted | Admission::Unknown(_) => {}
-        Admission::Refused(refusal) => return Ok(Injected::Refused(refusal)),
-        Admission::Changed => return Ok(Injected::Changed),
-    }
+    // A patch that changes nothing leaves the version as it is.
+    let before = match dry_run(client, pod, container).await? {
+        (Admission::Admitted, version) => version,
+        (Admission::Unknown(_), _) => pod.resource_version(),
+        (Admission::Refused(refusal), _) => return Ok(Injected::Refused(refusal)),
+        (Admission::Changed, _) => return Ok(Injected::Changed),
+    };
     match patch(client, pod, container, false).await {
-        Ok(pod) => Ok(Injected::Added(Box::new(pod))),
+        Ok(pod) => Ok(Injected::Added {
+            new: before.is_none() || before != pod.resource_version(),
+            pod: Box::new(pod),
+        }),
         Err(error) => match error.api().map(judge) {
             Some(Verdict::Changed) => Ok(Injected::Changed),
             Some(Verdict::Refused(refusal)) => Ok(Injected::Refused(refusal)),
@@ -72,11 +82,20 @@ pub async fn admits(
     pod: &Pod,
     container: &EphemeralContainer,
 ) -> Result<Admission, Error> {
-    match patch(client, pod, container, true).await {
+    Ok(dry_run(client, pod, container).await?.0)
+}
+
+/// What a dry-run says, and the version of the pod that it was made on.
+async fn dry_run(
+    client: &Client,
+    pod: &Pod,
+    container: &EphemeralContainer,
+) -> Result<(Admission, Option<String>), Error> {
+    let admission = match patch(client, pod, container, true).await {
         Ok(would_be) => {
             let kept = find(&would_be, &container.name);
             if kept.is_some_and(|kept| inject::same_spec(kept, container)) {
-                return Ok(Admission::Admitted);
+                return Ok((Admission::Admitted, would_be.resource_version()));
             }
             Ok(Admission::Refused(Refusal::new(
                 Reason::AdmissionForbidden,
@@ -89,7 +108,8 @@ pub async fn admits(
             Some((Verdict::Refused(refusal), _)) => Ok(Admission::Refused(refusal)),
             None => Err(error),
         },
-    }
+    };
+    Ok((admission?, None))
 }
 
 fn find<'a>(pod: &'a Pod, name: &str) -> Option<&'a EphemeralContainer> {

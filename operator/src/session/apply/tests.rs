@@ -25,13 +25,14 @@ fn container() -> EphemeralContainer {
 async fn adding_a_sidecar_is_tried_first_and_twice_is_once() {
     let (client, api) = FakeApi::new();
     api.put(POD, &pod(json!({})));
-    for _ in 0..2 {
+    for first in [true, false] {
         let added = inject(&client, &pod(json!({})), &container())
             .await
             .unwrap();
-        let Injected::Added(pod) = added else {
+        let Injected::Added { pod, new } = added else {
             panic!("{added:?}")
         };
+        assert_eq!(new, first, "who adds it says so");
         assert_eq!(pod.spec.unwrap().ephemeral_containers.unwrap().len(), 1);
     }
     let made = api.made(&Method::PATCH, "ephemeralcontainers");
@@ -105,7 +106,10 @@ async fn a_webhook_that_knows_no_dry_run_means_trying_for_real() {
     let answer = inject(&client, &pod(json!({})), &container())
         .await
         .unwrap();
-    assert!(matches!(answer, Injected::Added(_)), "{answer:?}");
+    assert!(
+        matches!(answer, Injected::Added { new: true, .. }),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use sidewinder_crds::{AttachMode, DebugSession, Phase};
 use sidewinder_model::Reason;
 use tokio::time::Instant;
@@ -95,27 +95,10 @@ impl<C: Connect> Run<'_, C> {
             return Ok(Flow::Continue);
         };
         match apply::inject(&self.context.client, &pod, container).await? {
-            Injected::Added(pod) => {
-                info!(pod = %pod.name_any(), sidecar = container.name, attach = way.name(), "sidecar added");
-                self.context
-                    .metrics
-                    .sidecars
-                    .get_or_create(&SidecarLabel {
-                        attach: way.name().to_owned(),
-                    })
-                    .inc();
-                self.context.events.publish(
-                    pod.as_ref(),
-                    &self.session,
-                    Reason::Attached,
-                    true,
-                    &format!(
-                        "DebugSession {} added ephemeral container {} ({})",
-                        self.session.name_any(),
-                        container.name,
-                        way.name()
-                    ),
-                );
+            Injected::Added { pod, new } => {
+                if new {
+                    self.tell_added(&pod, way, &container.name);
+                }
                 self.observed.injected.insert(
                     container.name.clone(),
                     self.entry.container_id.clone().unwrap_or_default(),
@@ -141,6 +124,28 @@ impl<C: Connect> Run<'_, C> {
             }
         }
         Ok(Flow::Continue)
+    }
+
+    /// Says on the pod that it has a sidecar now. Of several that add the same one at the same time one says so.
+    fn tell_added(&self, pod: &Pod, way: Way, container: &str) {
+        info!(pod = %pod.name_any(), sidecar = container, attach = way.name(), "sidecar added");
+        let label = SidecarLabel {
+            attach: way.name().to_owned(),
+        };
+        self.context.metrics.sidecars.get_or_create(&label).inc();
+        let uid = pod.uid().unwrap_or_default();
+        self.context.events.publish_named(
+            format!("sidewinder-{uid}-{container}-added"),
+            pod.object_ref(&()),
+            &self.session,
+            Reason::Attached,
+            true,
+            format!(
+                "DebugSession {} added ephemeral container {container} ({})",
+                self.session.name_any(),
+                way.name()
+            ),
+        );
     }
 
     #[expect(
