@@ -8,6 +8,7 @@ pub mod apply;
 mod controller;
 pub mod drive;
 mod finished;
+mod light;
 pub mod observe;
 pub mod plan;
 pub mod result;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::finished::{UNFINISHED, expiries};
+use super::light::Light;
 use super::supervisor::Supervisor;
 use super::{Context, plan};
 use crate::error::{Error, describe, patiently};
@@ -27,11 +28,11 @@ use crate::relay::connect::Connect;
 const SWEEP: Duration = Duration::from_secs(15);
 
 async fn reconcile<C: Connect>(
-    session: Arc<DeserializeGuard<DebugSession>>,
+    session: Arc<DeserializeGuard<Light>>,
     supervisor: Arc<Supervisor<C>>,
 ) -> Result<Action, Infallible> {
     let session = match &session.0 {
-        Ok(session) => session,
+        Ok(Light(session)) => session,
         Err(invalid) => {
             supervisor.context.metrics.errors.inc();
             warn!(
@@ -59,7 +60,7 @@ async fn reconcile<C: Connect>(
     reason = "the signature is the controller's"
 )]
 fn error_policy<C: Connect>(
-    _: Arc<DeserializeGuard<DebugSession>>,
+    _: Arc<DeserializeGuard<Light>>,
     never: &Infallible,
     _: Arc<Supervisor<C>>,
 ) -> Action {
@@ -158,7 +159,7 @@ pub async fn run<C: Connect>(
             () = stop.cancelled() => return,
         }
     };
-    let sessions: Api<DeserializeGuard<DebugSession>> = match &namespace {
+    let sessions: Api<DeserializeGuard<Light>> = match &namespace {
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
     };
@@ -368,6 +369,65 @@ mod tests {
         let id = "uid-script".to_owned();
         let heard = agents.heard().clone();
         assert!(heard.contains(&ToAgent::Cancel { id }), "{heard:?}");
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_long_script_is_read_when_its_turn_comes_and_runs_whole() {
+        let (client, api) = FakeApi::new();
+        api.put("/api/v1/namespaces/shop/pods/web-0", &pod(json!({})));
+        let text = "print(1)\n".repeat(1000);
+        let long = json!({"spec": {"stacks": null, "remoteExec": {"script": text}}});
+        let long = put(&api, "long", long);
+        let stop = CancellationToken::new();
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let context = with_agents(&client, agents.clone());
+        let running = tokio::spawn(run(context, Some("shop".to_owned()), stop.clone()));
+        api.until(&long, |session| session["status"]["phase"] == "Succeeded")
+            .await;
+        let asked = agents.heard().iter().find_map(|message| match message {
+            ToAgent::Run { request } => Some(request.action.clone()),
+            _ => None,
+        });
+        let Some(sidewinder_model::Action::Exec(asked)) = asked else {
+            panic!("{asked:?}")
+        };
+        assert_eq!(asked.script, text);
+        assert_eq!(api.made(&http::Method::GET, "debugsessions/long").len(), 1);
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_gone_when_its_turn_comes_has_its_script_stopped() {
+        let (client, api) = FakeApi::new();
+        api.put("/api/v1/namespaces/shop/pods/web-0", &pod(json!({})));
+        let given = json!({
+            "spec": {"stacks": null, "remoteExec": {"script": "print(1)\n".repeat(1000)}},
+            "status": {"phase": "Running", "startTime": "2026-01-01T00:00:00Z", "targets": [{
+                "podName": "web-0", "podUID": "pod-uid-1", "container": "app", "containerID": "containerd://c1",
+                "sidecar": "sidewinder-app-1", "attach": "Ptrace", "agent": "i1", "phase": "Running"
+            }]}
+        });
+        // The watch has not told of it yet.
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound"});
+        api.answer_next(http::Method::GET, "debugsessions/script", 404, gone);
+        put(&api, "script", given);
+        let stop = CancellationToken::new();
+        let agents = Agents::new("i1", None);
+        let context = with_agents(&client, agents.clone());
+        let running = tokio::spawn(run(context, Some("shop".to_owned()), stop.clone()));
+        let id = "uid-script".to_owned();
+        let cancelled = async {
+            while !agents.heard().contains(&ToAgent::Cancel { id: id.clone() }) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), cancelled)
+            .await
+            .expect("its script runs on");
+        assert!(agents.runs().is_empty());
         stop.cancel();
         running.await.unwrap();
     }

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sidewinder_crds::{DebugSession, TargetStatus};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +19,7 @@ use tracing::{Instrument, debug, error, info_span, warn};
 use super::apply::{self, Written};
 use super::drive::{self, Outcome, Signal, Withdrawn, report};
 use super::finished::Expiry;
+use super::light::lacks_its_script;
 use super::result::{self, PodEnd};
 use super::{Context, afterwards, observe, plan};
 use crate::error::describe;
@@ -180,33 +181,54 @@ impl<C: Connect> Supervisor<C> {
         }
     }
 
-    /// Works on a session until its end, whatever fails in between.
-    async fn work(self: &Arc<Self>, session: &DebugSession, mut signals: watch::Receiver<Signal>) {
+    /// Waits for a place among those that are worked on; `None` where the session ends without one.
+    async fn take_turn(
+        &self,
+        session: &DebugSession,
+        signals: &mut watch::Receiver<Signal>,
+    ) -> Option<SemaphorePermit<'_>> {
         let permits = if fences::runs_code(session) {
             &self.running_code
         } else {
             &self.reading
         };
-        let queued = self.context.metrics.queued();
-        let permit = loop {
+        let _queued = self.context.metrics.queued();
+        loop {
             tokio::select! {
-                permit = permits.acquire() => break permit.ok(),
+                permit = permits.acquire() => return permit.ok(),
                 changed = signals.changed() => {
                     let signal = signals.borrow_and_update().clone();
                     let cancel = signal.latest.is_some_and(|latest| latest.spec.cancel);
                     // Ending a session needs no place in the queue.
                     if changed.is_err() || signal.gone || cancel {
-                        break None;
+                        return None;
                     }
                 }
             }
-        };
-        drop(queued);
+        }
+    }
+
+    /// Works on a session until its end, whatever fails in between.
+    async fn work(self: &Arc<Self>, session: &DebugSession, mut signals: watch::Receiver<Signal>) {
+        let permit = self.take_turn(session, &mut signals).await;
         // What was seen while waiting is seen again.
         signals.mark_changed();
-        let mut session = session.clone();
         let mut pause = RETRY.0;
         let mut failures = 0;
+        let mut session = session.clone();
+        // Only now, that it has its turn, is its script held.
+        match self.whole(&session).await {
+            Some(whole) if plan::has_ended(&whole) => return,
+            Some(whole) => session = whole,
+            None => {
+                // Whatever runs for it is stopped, and no script is needed for that.
+                signals = watch::channel(Signal {
+                    gone: true,
+                    ..Signal::default()
+                })
+                .1;
+            }
+        }
         loop {
             // In a task of its own, so that a bug in one session ends that session and nothing else.
             let began = Instant::now();
@@ -281,6 +303,25 @@ impl<C: Connect> Supervisor<C> {
             }
         }
         drop(permit);
+    }
+
+    /// The session with its script, which is read where it was left out; `None` when the session is gone.
+    async fn whole(&self, session: &DebugSession) -> Option<DebugSession> {
+        if !lacks_its_script(session) {
+            return Some(session.clone());
+        }
+        let mut pause = RETRY.0;
+        loop {
+            match observe::session(&self.context.client, session).await {
+                Ok(found) => return found,
+                Err(failed) => {
+                    self.context.metrics.errors.inc();
+                    warn!(error = %describe(&failed), "a session cannot be read");
+                }
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
     }
 
     /// Ends a session that cannot be worked on. Whether that is written; where it is not, it is tried again.
