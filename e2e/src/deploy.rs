@@ -98,13 +98,13 @@ pub fn install(destination: &Destination, images: &Images) -> Result<()> {
     for image in [&images.operator, &images.sidecar] {
         destination.load(image)?;
     }
-    let values = values(images, matches!(destination, Destination::Embedded(_)));
+    let embedded = matches!(destination, Destination::Embedded(_));
     let mut helm = Command::new(Module::Helm.binary("helm")?);
     helm.env("KUBECONFIG", destination.kubeconfig())
         .args(["upgrade", "--install", RELEASE])
         .arg(checkout().join("charts/sidewinder"))
         .args(["--namespace", NAMESPACE, "--create-namespace"])
-        .args(arguments(&values));
+        .args(values_as_arguments(images, embedded));
     command::output(&mut helm, ROLLOUT).context("cannot install the chart")?;
     let kubectl = |arguments: &[&str]| -> Result<String> {
         let mut kubectl = cluster::kubectl_command(&destination.kubeconfig())?;
@@ -126,6 +126,11 @@ pub fn install(destination: &Destination, images: &Images) -> Result<()> {
                 "the operator did not become ready; its log: `{OPERATOR_LOG}`\n{state}\n{logs}"
             ))
         })
+}
+
+/// The chart's values for these images as helm's arguments; `embedded`: in an embedded cluster.
+pub fn values_as_arguments(images: &Images, embedded: bool) -> Vec<String> {
+    arguments(&values(images, embedded))
 }
 
 /// The chart's values as helm's arguments: a file would stay behind when we are interrupted.

@@ -17,6 +17,7 @@ pub mod fuzz;
 pub mod images;
 pub mod namespace;
 pub mod packages;
+pub mod people;
 pub mod python;
 pub mod session_client;
 pub mod tools;

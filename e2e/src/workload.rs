@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use futures::{AsyncBufReadExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, PodSpec};
-use kube::api::{LogParams, PostParams};
+use kube::api::{LogParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -105,6 +105,7 @@ pub struct Workload {
     confinement: Confinement,
     restart: &'static str,
     node_selector: Option<BTreeMap<String, String>>,
+    held: bool,
 }
 
 impl Workload {
@@ -123,6 +124,7 @@ impl Workload {
             confinement: Confinement::default(),
             restart: "Always",
             node_selector: None,
+            held: false,
         }
     }
 
@@ -164,6 +166,13 @@ impl Workload {
         self
     }
 
+    /// No node is asked for before [`let_go`], so the pod stays Pending until then.
+    #[must_use]
+    pub fn held(mut self) -> Self {
+        self.held = true;
+        self
+    }
+
     /// The pod as it is applied.
     ///
     /// # Errors
@@ -196,6 +205,7 @@ impl Workload {
                 "terminationGracePeriodSeconds": 1,
                 "automountServiceAccountToken": false,
                 "nodeSelector": self.node_selector,
+                "schedulingGates": self.held.then(|| json!([{"name": "example.com/held"}])),
                 "securityContext": pod_security,
                 "containers": [{
                     "name": "app", "image": self.image, "imagePullPolicy": "IfNotPresent",
@@ -264,6 +274,18 @@ pub async fn create(pods: &Api<Pod>, workload: &Workload) -> Result<Pod> {
 pub async fn start(pods: &Api<Pod>, workload: &Workload) -> Result<Pod> {
     create(pods, workload).await?;
     ready(pods, &workload.name).await
+}
+
+/// Lets a pod that was [held](Workload::held) go to a node, and waits until its program says `ready`.
+///
+/// # Errors
+/// See [`start`].
+pub async fn let_go(pods: &Api<Pod>, name: &str) -> Result<Pod> {
+    let free = Patch::Merge(json!({"spec": {"schedulingGates": null}}));
+    pods.patch(name, &PatchParams::default(), &free)
+        .await
+        .with_context(|| format!("cannot let the pod {name} go"))?;
+    ready(pods, name).await
 }
 
 /// Waits until the program of a pod that was created says `ready`.
