@@ -30,7 +30,7 @@ finally:
     open('/tmp/ended', 'w').close()
 'enough'";
 
-const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// Waits inside the target until a shell's test holds.
 pub(crate) async fn until(namespace: &TestNamespace, pod: &str, test: &str) -> Result<()> {

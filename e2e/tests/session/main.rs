@@ -11,6 +11,7 @@ mod interruptions;
 mod once;
 mod outages;
 mod refusals;
+mod requester;
 mod schema;
 mod stage;
 mod table;

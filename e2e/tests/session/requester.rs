@@ -45,7 +45,7 @@ fn a_right_that_is_lost_before_the_script_runs_no_longer_counts() {
             let theirs = as_user(namespace, user).await?;
             let session = sessions::create(&theirs, &touch(user)).await?;
             let requester = session.spec.requested_by.as_ref();
-            // Older clusters cannot stamp it, and there nobody's rights are asked for again.
+            // Before Kubernetes 1.36 nobody is stamped, and nobody's rights are asked for again.
             if requester.is_none() {
                 eprintln!("this cluster stamps nobody");
                 return Ok(());
