@@ -1,6 +1,9 @@
 //! What tests ask of a session, with errors that show what was there instead.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail, ensure};
+use kube::ResourceExt as _;
 use serde::de::DeserializeOwned;
 use sidewinder_crds::{DebugSession, DebugSessionStatus, Phase, TargetStatus, conditions};
 use sidewinder_e2e::namespace::TestNamespace;
@@ -55,6 +58,46 @@ fn ended(session: &DebugSession, complete: bool, reason: Reason) -> Result<&Debu
         "the summary is {summary:?}"
     );
     Ok(status)
+}
+
+/// How long what the operator saw of policies and namespaces may hold on, and how long it waits for what is missing.
+const SEEN: Duration = Duration::from_secs(15);
+/// The operator says nowhere since when it sees a change.
+const ASKED_AGAIN: Duration = Duration::from_millis(200);
+
+/// Waits until a session like this one is let through the fences, or is refused there. Asked by dry runs, which meet the
+/// same fences and touch no pod.
+pub(crate) async fn until_fences(
+    namespace: &TestNamespace,
+    like: &DebugSession,
+    let_through: bool,
+) -> Result<()> {
+    let asked = async {
+        for number in 0.. {
+            if number > 0 {
+                tokio::time::sleep(ASKED_AGAIN).await;
+            }
+            let mut session = like.clone();
+            session.metadata.name = Some(format!("{}-{let_through}-{number}", like.name_any()));
+            session.spec.dry_run = true;
+            let ended = namespace.run(&session).await?;
+            match session_client::end_of(&ended)? {
+                (true, Reason::DryRun) if let_through => break,
+                (false, Reason::PolicyDenied) if !let_through => break,
+                (true, Reason::DryRun) | (false, Reason::PolicyDenied) => {}
+                other => bail!("{other:?}"),
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(SEEN, asked).await {
+        Ok(asked) => asked,
+        Err(_) => bail!(
+            "{}: waited {} s until it is let through: {let_through}",
+            like.name_any(),
+            SEEN.as_secs()
+        ),
+    }
 }
 
 /// The message of the condition Failed.

@@ -13,5 +13,6 @@ mod outages;
 mod refusals;
 mod requester;
 mod schema;
+mod settings;
 mod stage;
 mod table;
