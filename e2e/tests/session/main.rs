@@ -10,6 +10,7 @@ mod fleet;
 mod interruptions;
 mod once;
 mod outages;
+mod policies_away;
 mod refusals;
 mod requester;
 mod schema;
