@@ -14,6 +14,7 @@ mod policies_away;
 mod refusals;
 mod requester;
 mod schema;
+mod secrecy;
 mod settings;
 mod stage;
 mod table;

@@ -177,12 +177,6 @@ fn events_stand_on_the_session_and_on_the_pod() {
 
 /// Waits for an Event of the operator on an object of this kind that carries the session's reason.
 async fn event_of(namespace: &TestNamespace, kind: &str) -> Result<Event> {
-    use futures::StreamExt as _;
-    let mut events = std::pin::pin!(
-        watcher(namespace.api::<Event>(), watcher::Config::default())
-            .default_backoff()
-            .applied_objects()
-    );
     let wanted = |event: &Event| {
         event
             .regarding
@@ -195,6 +189,21 @@ async fn event_of(namespace: &TestNamespace, kind: &str) -> Result<Event> {
                 .as_deref()
                 .is_some_and(|note| note.contains("INC-4711"))
     };
+    event(namespace, "with INC-4711", wanted).await
+}
+
+/// Waits for an Event that is as `wanted` says.
+pub(crate) async fn event(
+    namespace: &TestNamespace,
+    what: &str,
+    wanted: impl Fn(&Event) -> bool,
+) -> Result<Event> {
+    use futures::StreamExt as _;
+    let mut events = std::pin::pin!(
+        watcher(namespace.api::<Event>(), watcher::Config::default())
+            .default_backoff()
+            .applied_objects()
+    );
     let found = tokio::time::timeout(std::time::Duration::from_secs(20), async {
         while let Some(event) = events.next().await {
             match event {
@@ -217,5 +226,5 @@ async fn event_of(namespace: &TestNamespace, kind: &str) -> Result<Event> {
         .iter()
         .map(|event| (&event.reporting_controller, &event.reason, &event.note))
         .collect();
-    anyhow::bail!("no Event with INC-4711 within 20 s: {notes:?}")
+    anyhow::bail!("no Event {what} within 20 s: {notes:?}")
 }
