@@ -323,6 +323,12 @@ impl PodEnd {
         }
     }
 
+    /// Says why, of the pod and of each of its processes.
+    pub fn explain(&mut self, words: &str) {
+        self.message = one_line(&format!("{}; {words}", self.message), MESSAGE_CHARS);
+        self.note(words);
+    }
+
     /// The pod's name, where one is known.
     pub fn pod(&self) -> &str {
         self.entries

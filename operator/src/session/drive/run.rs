@@ -33,6 +33,8 @@ use crate::telemetry;
 
 /// How long a pod may wait for a turn before it is looked at again.
 const STALE: Duration = Duration::from_secs(1);
+/// What whoever asked did not do and reads at the end.
+const KILLED: &str = "the kill switch ended it (killSwitch in the operator's settings)";
 
 /// How a run stopped.
 pub(super) enum Ended {
@@ -287,6 +289,9 @@ impl<'a, C: Connect> Run<'a, C> {
         let mut end = PodEnd::new(&self.session, end, &known, notes, sensitive);
         if asked {
             end.reached = end.reached.max(Reached::Request);
+        }
+        if end.reason == Reason::Cancelled && self.signals.borrow().killed {
+            end.explain(KILLED);
         }
         let pod = self.observed.pod.as_ref();
         let warning =

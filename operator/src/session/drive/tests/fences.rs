@@ -129,7 +129,12 @@ async fn the_kill_switch_refuses_what_comes_and_stops_what_runs() {
     };
     let (outcome, ()) = tokio::join!(world.drive(), kill);
     assert_eq!(outcome, ENDED);
-    assert_eq!(world.status()["reason"], "Cancelled");
+    let status = world.status();
+    assert_eq!(status["reason"], "Cancelled");
+    // Nobody who reads it cancelled it.
+    for said in [&status["conditions"], &status["targets"][0]["message"]] {
+        assert!(said.to_string().contains("kill switch"), "{status}");
+    }
     let cancels = |message: &&ToAgent| matches!(message, ToAgent::Cancel { .. });
     assert!(world.agents.heard().iter().any(|message| cancels(&message)));
 
