@@ -12,7 +12,7 @@ use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use kube::api::{AttachParams, DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::api::{AttachParams, DeleteParams, ListParams, LogParams, ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use sidewinder_crds::{DebugSession, conditions, names};
@@ -23,7 +23,7 @@ use sidewinder_e2e::namespace::{self, PodSecurity, TestNamespace, with_namespace
 use sidewinder_e2e::people::{self, rule};
 use sidewinder_e2e::tools::Module;
 use sidewinder_e2e::workload::{self, ephemeral_containers};
-use sidewinder_e2e::{checkout, command, session_client as sessions, watch};
+use sidewinder_e2e::{answer, checkout, command, session_client as sessions, watch};
 use sidewinder_model::Reason;
 
 /// Who installs the operator: everything in two namespaces, and nothing outside.
@@ -31,6 +31,10 @@ const OWNER: &str = "owner";
 const OPERATOR: &str = "system:serviceaccount:sidewinder-system:sidewinder-operator";
 /// The release of the administrator's chart, and its namespace.
 const CLUSTER_RELEASE: &str = "sidewinder-cluster";
+/// Stands in a script.
+const IN_THE_SCRIPT: &str = "tulip-8e41";
+/// What that script prints: it has it in two pieces.
+const IN_THE_OUTPUT: &str = "narcissus-57c0";
 const HELM: Duration = Duration::from_mins(2);
 const SOON: Duration = Duration::from_secs(30);
 
@@ -82,6 +86,8 @@ impl Stage {
             text(&chart)?.to_owned(),
             format!("--namespace={NAMESPACE}"),
             format!("--set=watchNamespace={served}"),
+            // So that whatever it may say is said.
+            "--set=log.filter=trace".to_owned(),
             "--wait".to_owned(),
             "--timeout=90s".to_owned(),
         ];
@@ -192,8 +198,12 @@ async fn installed(stage: &Stage, shop: &TestNamespace, other: &TestNamespace) -
     sessions::create(&other.sessions(), &ignored).await?;
     let stacks = shop.run(&sessions::stacks("stacks", "idle")).await?;
     succeeded(&stacks)?;
-    let exec = sessions::exec("exec", "idle", "print(6 * 7)");
-    succeeded(&shop.run(&exec).await?)?;
+    let exec = format!("word = '{IN_THE_SCRIPT}'\nprint('narcissus-' + '57c0')");
+    let exec = sessions::exec("exec", "idle", &exec);
+    let exec = shop.run(&exec).await?;
+    succeeded(&exec)?;
+    let answer = answer::data(&shop.client, &exec, sessions::target_of(&exec)?).await?;
+    ensure!(answer.to_string().contains(IN_THE_OUTPUT), "{answer}");
     let ignored = other.sessions().get("ignored").await?;
     ensure!(ignored.status.is_none(), "{:?}", ignored.status);
     let now = other.pods().get("idle").await?;
@@ -365,7 +375,30 @@ async fn confined(stage: &Stage, shop: &TestNamespace, other: &TestNamespace) ->
     ensure!(roles.list(&of_release).await?.items.is_empty());
     let bindings: Api<ClusterRoleBinding> = Api::all(shop.client.clone());
     ensure!(bindings.list(&of_release).await?.items.is_empty());
-    requests(stage, &shop.name).await
+    requests(stage, &shop.name).await?;
+    silent(shop).await
+}
+
+/// The operator's log at its most talkative: also then no script stands in it, nor what one prints.
+async fn silent(shop: &TestNamespace) -> Result<()> {
+    let operators: Api<Pod> = Api::namespaced(shop.client.clone(), NAMESPACE);
+    let label = format!("{}={}", names::APP_LABEL, names::APP);
+    let mut log = String::new();
+    for pod in operators
+        .list(&ListParams::default().labels(&label))
+        .await?
+    {
+        log += &operators
+            .logs(&pod.name_any(), &LogParams::default())
+            .await?;
+    }
+    ensure!(log.contains(r#""level":"TRACE""#), "nothing is traced");
+    ensure!(log.contains(r#""message":"session ended""#));
+    for word in [IN_THE_SCRIPT, IN_THE_OUTPUT] {
+        let line = log.lines().find(|line| line.contains(word));
+        ensure!(line.is_none(), "{word}: {line:?}");
+    }
+    Ok(())
 }
 
 fn is_forbidden(found: &Result<(), kube::Error>) -> bool {

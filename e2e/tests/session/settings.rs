@@ -130,6 +130,7 @@ fn the_kill_switch_stops_what_runs_and_refuses_what_comes_until_it_is_off() {
             )
             .await?;
             let status = failed(&ended, Reason::Cancelled)?;
+            ensure!(message(status)?.contains("kill switch"), "{status:?}");
             condition(status, "Disarmed", "True", &[Reason::Disarmed])?;
             let outcome: ExecOutcome = data(namespace, &ended, one(status)?).await?;
             ensure!(outcome.stdout == "begun\n", "{outcome:?}");
