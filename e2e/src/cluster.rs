@@ -12,6 +12,7 @@ pub mod config;
 pub mod network;
 pub mod node;
 mod pki;
+pub mod stopped;
 pub mod supervisor;
 
 use std::ffi::OsStr;

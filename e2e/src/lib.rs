@@ -16,6 +16,7 @@ pub mod deploy;
 pub mod fuzz;
 pub mod images;
 pub mod namespace;
+pub mod operator;
 pub mod packages;
 pub mod people;
 pub mod python;

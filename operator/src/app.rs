@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::Parser as _;
 use k8s_controller::LeaderElection;
 use kube::{Client, Config};
 use sidewinder_crds::names::LEASE;
@@ -20,9 +21,30 @@ use crate::metrics::Metrics;
 use crate::relay::connect::PodExec;
 use crate::relay::pool::Pool;
 use crate::session::{self, Context, Refusals};
+use crate::telemetry;
 
 /// How long ending may take; the chart's `terminationGracePeriodSeconds` is longer.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
+
+/// The program: reads its arguments and runs.
+///
+/// # Errors
+/// When it cannot start, or when leadership was lost.
+pub fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    // Several crates of the tree could bring a provider of their own, and the exporter of traces asks for one.
+    let provider = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let telemetry = telemetry::start(&args.log, args.log_format, &args.traces, runtime.handle())?;
+    if provider.is_err() {
+        warn!("another TLS provider was installed before");
+    }
+    let result = runtime.block_on(run(args));
+    telemetry.finish();
+    result
+}
 
 /// Runs the operator until SIGTERM or SIGINT.
 ///

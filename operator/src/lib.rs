@@ -10,6 +10,7 @@ pub mod app;
 pub mod args;
 pub mod error;
 pub mod events;
+pub mod faults;
 pub mod fences;
 pub mod http;
 pub mod inject;

@@ -10,34 +10,27 @@ mod kills;
 mod load;
 mod memory;
 mod pods;
-mod process;
 mod sessions;
 mod simulated;
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::EnvVar;
+use kube::Client;
 use kube::config::Kubeconfig;
-use kube::{Api, Client};
 use sidewinder_crds::names;
 
 use self::audit::Audit;
-use self::process::Program;
 use super::load as load_average;
 use super::session::Where;
-use crate::cluster::Cluster;
 use crate::deploy::{self, Destination};
-use crate::{command, images, namespace};
+use crate::operator::{self, Program};
+use crate::{images, namespace};
 
 /// How many sessions the operator works on at once on one node: all that it works on at all.
 const PER_NODE: &str = "64";
-/// How long kubectl may take.
-const KUBECTL: Duration = Duration::from_mins(2);
 
 /// One measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,7 +107,7 @@ pub(super) fn run(on: &Where, options: &Options) -> Result<()> {
         .context("cannot start a runtime")?;
     // Its image's name is in the Deployment, its binary beside.
     drop(images);
-    replicas(cluster, 0)?;
+    operator::replicas(&cluster.kubeconfig(), 0)?;
     let parts = if options.parts.is_empty() {
         &Part::ALL[..]
     } else {
@@ -123,7 +116,16 @@ pub(super) fn run(on: &Where, options: &Options) -> Result<()> {
     let outcome = runtime.block_on(async {
         let client = namespace::client(&destination.kubeconfig()).await?;
         let stage = Stage {
-            program: program(&client, cluster, folder.path()).await?,
+            program: operator::program(
+                &client,
+                &cluster.kubeconfig(),
+                images::operator_binary()?,
+                folder.path(),
+                cluster.dir().join("logs/operator.log"),
+            )
+            .await?
+            // One node stands for the many that as many pods would be on.
+            .with(names::env::MAX_PER_NODE, PER_NODE),
             kubeconfig: destination.kubeconfig(),
             python: python.name(),
             audit: Audit {
@@ -150,7 +152,7 @@ pub(super) fn run(on: &Where, options: &Options) -> Result<()> {
         Ok(())
     });
     // A cluster that goes on has its operator again.
-    replicas(cluster, 1)?;
+    operator::replicas(&cluster.kubeconfig(), 1)?;
     outcome
 }
 
@@ -161,98 +163,6 @@ async fn measure(part: Part, stage: &Stage) -> Result<()> {
         Part::Fanout => fanout::run(stage).await,
         Part::Kills => kills::run(stage).await,
         Part::Kwok => simulated::run(stage).await,
-    }
-}
-
-/// How many operators the chart's Deployment runs.
-fn replicas(cluster: &Cluster, count: u8) -> Result<()> {
-    let namespace = format!("--namespace={}", names::NAMESPACE);
-    let deployment = format!("deployment/{}", names::OPERATOR);
-    cluster.kubectl([
-        &namespace,
-        "scale",
-        &deployment,
-        &format!("--replicas={count}"),
-    ])?;
-    if count == 0 {
-        let label = format!("--selector={}={}", names::APP_LABEL, names::APP);
-        cluster.kubectl([
-            &namespace,
-            "wait",
-            "pods",
-            &label,
-            "--for=delete",
-            "--timeout=50s",
-        ])?;
-    }
-    Ok(())
-}
-
-/// The operator of the chart, to be started by us.
-async fn program(client: &Client, cluster: &Cluster, folder: &Path) -> Result<Program> {
-    let deployment = Api::<Deployment>::namespaced(client.clone(), names::NAMESPACE)
-        .get(names::OPERATOR)
-        .await
-        .context("the chart is not installed")?;
-    let containers = deployment
-        .spec
-        .and_then(|spec| spec.template.spec)
-        .unwrap_or_default()
-        .containers;
-    let environment = containers
-        .into_iter()
-        .flat_map(|container| container.env.unwrap_or_default())
-        .filter(|variable| variable.name.starts_with("SIDEWINDER_"))
-        .filter_map(|EnvVar { name, value, .. }| Some((name, value?)))
-        .collect();
-    let token = command::text(
-        cluster.kubectl_command()?.args([
-            &format!("--namespace={}", names::NAMESPACE),
-            "create",
-            "token",
-            names::OPERATOR,
-            "--duration=12h",
-        ]),
-        KUBECTL,
-    )?;
-    let kubeconfig = folder.join("operator.kubeconfig");
-    std::fs::write(&kubeconfig, as_operator(&cluster.kubeconfig(), &token)?)
-        .with_context(|| format!("cannot write {}", kubeconfig.display()))?;
-    let program = Program {
-        binary: images::operator_binary()?,
-        kubeconfig,
-        environment,
-        log: cluster.dir().join("logs/operator.log"),
-    };
-    // One node stands for the many that as many pods would be on.
-    Ok(program.with(names::env::MAX_PER_NODE, PER_NODE))
-}
-
-/// The kubeconfig `admin` with `token` in place of its user's certificate.
-fn as_operator(admin: &Path, token: &str) -> Result<String> {
-    let mut config = Kubeconfig::read_from(admin)
-        .with_context(|| format!("cannot read the kubeconfig {}", admin.display()))?;
-    for user in &mut config.auth_infos {
-        user.auth_info = Some(kube::config::AuthInfo {
-            token: Some(token.to_owned().into()),
-            ..Default::default()
-        });
-    }
-    // Written as JSON, which is YAML too.
-    let mut written = serde_json::to_value(&config).context("cannot write a kubeconfig")?;
-    // A secret's serialization hides nothing here, but what is not set would be written as null.
-    prune(&mut written);
-    serde_json::to_string(&written).context("cannot write a kubeconfig")
-}
-
-fn prune(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::Object(fields) => {
-            fields.retain(|_, value| !value.is_null());
-            fields.values_mut().for_each(prune);
-        }
-        serde_json::Value::Array(items) => items.iter_mut().for_each(prune),
-        _ => {}
     }
 }
 
@@ -321,19 +231,5 @@ mod tests {
         let end = other_end("https://198.18.0.2:6443");
         assert_eq!(end, Some(Ipv4Addr::new(198, 18, 0, 1)));
         assert_eq!(other_end("https://kubernetes:6443"), None);
-    }
-
-    #[test]
-    fn the_operators_kubeconfig_has_a_token_and_no_certificate_of_the_administrators() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("kubeconfig");
-        let admin = r#"{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "c", "cluster": {"server": "https://198.18.0.2:6443"}}],
-            "users": [{"name": "admin", "user": {"client-certificate-data": "eA==", "client-key-data": "eA=="}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "admin"}}], "current-context": "c"}"#;
-        std::fs::write(&file, admin).unwrap();
-        let written = as_operator(&file, "secret").unwrap();
-        assert!(written.contains(r#""token":"secret""#), "{written}");
-        assert!(!written.contains("client-"), "{written}");
-        assert!(written.contains("https://198.18.0.2:6443"), "{written}");
     }
 }

@@ -1,14 +1,10 @@
 //! Times when parts of the cluster are away or wrongly configured. Each test has the cluster for itself.
 
-use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kube::ResourceExt as _;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use sidewinder_e2e::cluster::Cluster;
 use sidewinder_e2e::deploy::{self, Destination};
 use sidewinder_e2e::session_client as sessions;
 use sidewinder_e2e::tools::Module;
@@ -21,69 +17,6 @@ use crate::stage::{alone, stage};
 
 /// How long the API server is away.
 const AWAY: Duration = Duration::from_secs(30);
-
-/// The API server of the embedded cluster, stopped; it continues when this is dropped.
-struct ApiServerAway(Pid);
-
-impl ApiServerAway {
-    fn stop(cluster: &Cluster) -> Result<Self> {
-        let supervisor = std::fs::read_to_string(cluster.dir().join("supervisor.lock"))?
-            .trim()
-            .parse()?;
-        let server = descendant(supervisor, "kube-apiserver")
-            .context("the cluster has no kube-apiserver")?;
-        let server = Pid::from_raw(server);
-        kill(server, Signal::SIGSTOP)?;
-        Ok(Self(server))
-    }
-}
-
-impl Drop for ApiServerAway {
-    fn drop(&mut self) {
-        let _ = kill(self.0, Signal::SIGCONT);
-    }
-}
-
-/// The process called `name` below the process `ancestor`.
-fn descendant(ancestor: i32, name: &str) -> Option<i32> {
-    let mut parents = BTreeMap::new();
-    let mut named = Vec::new();
-    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|text| text.parse::<i32>().ok())
-        else {
-            continue;
-        };
-        // proc(5): pid (comm) state ppid …
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
-            continue;
-        };
-        let Some((head, tail)) = stat.rsplit_once(')') else {
-            continue;
-        };
-        let parent = tail
-            .split_whitespace()
-            .nth(1)
-            .and_then(|text| text.parse::<i32>().ok());
-        parents.insert(pid, parent.unwrap_or_default());
-        if head.split_once('(').is_some_and(|(_, comm)| comm == name) {
-            named.push(pid);
-        }
-    }
-    named.into_iter().find(|&pid| {
-        let mut at = pid;
-        for _ in 0..parents.len() {
-            match parents.get(&at) {
-                Some(&parent) if parent == ancestor => return true,
-                Some(&parent) if parent > 1 => at = parent,
-                _ => return false,
-            }
-        }
-        false
-    })
-}
 
 #[test]
 fn a_session_survives_that_the_api_server_is_away() {
@@ -106,7 +39,7 @@ fn a_session_survives_that_the_api_server_is_away() {
             )
             .await?;
         {
-            let _away = ApiServerAway::stop(cluster)?;
+            let _away = cluster.stop("kube-apiserver")?;
             tokio::time::sleep(AWAY).await;
         }
         let ended = sessions::ended(&namespace.sessions(), &session).await?;

@@ -20,6 +20,7 @@ use super::apply::{self, Written};
 use super::plan::{Place, after, out_of_reach};
 use super::{Context, observe};
 use crate::error::{Error, describe};
+use crate::faults::{self, Point};
 use crate::relay::connect::{Connect, Endpoint};
 use crate::relay::{RelayError, Reply};
 
@@ -89,6 +90,7 @@ fn watched(session: &DebugSession) -> Vec<Watched> {
 /// # Errors
 /// When the API server refuses something, or stays away.
 pub async fn watch<C: Connect>(context: &Context<C>, session: &DebugSession) -> Result<(), Error> {
+    faults::at(Point::Watch).await;
     let ends = watched(session).into_iter().map(|one| {
         let mut watch = Watch {
             context,
@@ -242,6 +244,7 @@ impl<C: Connect> Watch<'_, C> {
         pod: Option<&Pod>,
     ) -> Result<(), Error> {
         info!(pid, %reason, "the end of a script that outlived its session");
+        faults::at(Point::ScriptEnded).await;
         self.publish(pid, "session", self.session.object_ref(&()), reason, words)
             .await;
         let uid = Some(self.watched.endpoint.pod_uid.as_str());
@@ -250,6 +253,7 @@ impl<C: Connect> Watch<'_, C> {
             self.publish(pid, "pod", pod.object_ref(&()), reason, &words)
                 .await;
         }
+        faults::at(Point::Told).await;
         self.write(
             pid,
             &Afterwards {
@@ -258,7 +262,9 @@ impl<C: Connect> Watch<'_, C> {
                 message: words.to_owned(),
             },
         )
-        .await
+        .await?;
+        faults::at(Point::Noted).await;
+        Ok(())
     }
 
     /// One Event, with a name that only this end has.

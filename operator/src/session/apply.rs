@@ -12,6 +12,7 @@ use sidewinder_crds::{DebugSession, DebugSessionStatus};
 use sidewinder_model::Reason;
 
 use crate::error::{Error, patiently};
+use crate::faults::{self, Point};
 use crate::fences::words::way_out;
 use crate::inject::{self, Refusal};
 
@@ -47,7 +48,10 @@ pub async fn inject(
         (Admission::Refused(refusal), _) => return Ok(Injected::Refused(refusal)),
         (Admission::Changed, _) => return Ok(Injected::Changed),
     };
-    match patch(client, pod, container, false).await {
+    faults::at(Point::Admitted).await;
+    let patched = patch(client, pod, container, false).await;
+    faults::at(Point::Patched).await;
+    match patched {
         Ok(pod) => Ok(Injected::Added {
             new: before.is_none() || before != pod.resource_version(),
             pod: Box::new(pod),
@@ -262,6 +266,7 @@ pub async fn secret(client: &Client, secret: Secret) -> Result<(), Error> {
         })?;
     // A part is up to 768 KiB, and stands in the body already.
     drop(secret);
+    faults::at(Point::Secret).await;
     let answer = patiently(
         || format!("create Secret {namespace}/{name}"),
         || async {
@@ -275,6 +280,7 @@ pub async fn secret(client: &Client, secret: Secret) -> Result<(), Error> {
         },
     )
     .await;
+    faults::at(Point::SecretStored).await;
     match answer {
         Ok(_) => Ok(()),
         Err(error)

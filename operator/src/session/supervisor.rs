@@ -23,6 +23,7 @@ use super::light::lacks_its_script;
 use super::result::{self, PodEnd};
 use super::{Context, afterwards, observe, plan};
 use crate::error::describe;
+use crate::faults::{self, Point};
 use crate::fences;
 use crate::relay::connect::Connect;
 use crate::telemetry;
@@ -150,7 +151,8 @@ impl<C: Connect> Supervisor<C> {
             uid,
             pod = session.spec.pod_name(),
         );
-        self.tasks.spawn(
+        self.tasks.spawn(faults::of(
+            &session.clone(),
             async move {
                 tokio::select! {
                     result = afterwards::watch(&supervisor.context, &session) => if let Err(failed) = result {
@@ -163,7 +165,7 @@ impl<C: Connect> Supervisor<C> {
                 supervisor.context.metrics.watched.dec();
             }
             .instrument(span),
-        );
+        ));
         true
     }
 
@@ -237,15 +239,17 @@ impl<C: Connect> Supervisor<C> {
                 let session = session.clone();
                 let signals = signals.clone();
                 let stop = self.stop.clone();
-                tokio::spawn(
+                tokio::spawn(faults::of(
+                    &session.clone(),
                     async move {
+                        faults::at(Point::TakenUp).await;
                         tokio::select! {
                             result = drive::drive(&context, session, signals) => result,
                             () = stop.cancelled() => Ok(Outcome::Superseded),
                         }
                     }
                     .in_current_span(),
-                )
+                ))
                 .await
             };
             if began.elapsed() > RETRY.1 {

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use nix::unistd::{SysconfVar, sysconf};
+
+use crate::operator::Operator;
 
 /// What a process used, by what it is called.
 #[derive(Clone, Debug, Default)]
@@ -61,8 +64,17 @@ fn shown(name: &str) -> &str {
     }
 }
 
+/// The processor time that an operator has used.
+///
+/// # Errors
+/// When it has ended.
+pub(super) fn of_operator(operator: &mut Operator) -> Result<Duration> {
+    operator.check()?;
+    of(operator.pid()).context("the operator has ended")
+}
+
 /// The processor time of a process that has not ended.
-pub(super) fn of(pid: u32) -> Option<Duration> {
+fn of(pid: u32) -> Option<Duration> {
     stat(pid).map(|(_, time)| time)
 }
 

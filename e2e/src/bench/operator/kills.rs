@@ -9,10 +9,10 @@ use sidewinder_crds::DebugSession;
 
 use super::super::figures::{table, verdict};
 use super::load::{Ends, Watch};
-use super::process::{Operator, Program};
 use super::sessions::warm_up;
 use super::{Stage, heading, load_average, pods};
 use crate::namespace::{self, PodSecurity, TestNamespace};
+use crate::operator::{Operator, Program};
 use crate::session_client as sessions;
 
 const KILLS: u32 = 50;

@@ -12,10 +12,10 @@ use sidewinder_crds::DebugSession;
 
 use super::super::figures::{table, verdict};
 use super::load::Watch;
-use super::process::Operator;
 use super::sessions::warm_up;
 use super::{Stage, heading, load_average, mebibytes, pods};
 use crate::namespace::{self, PodSecurity, TestNamespace};
+use crate::operator::Operator;
 use crate::session_client as sessions;
 
 const FINISHED: u32 = 10_000;

@@ -9,11 +9,11 @@ use sidewinder_crds::DebugSession;
 use super::super::figures::{table, verdict};
 use super::super::milliseconds;
 use super::audit::per;
-use super::cpu::Use;
+use super::cpu::{self, Use};
 use super::load::{Ends, Watch};
-use super::process::Operator;
 use super::{Stage, heading, load_average, mebibytes, pods};
 use crate::namespace::{self, PodSecurity, TestNamespace};
+use crate::operator::Operator;
 use crate::session_client as sessions;
 
 const SESSIONS: u32 = 2000;
@@ -149,7 +149,7 @@ async fn one(
 ) -> Result<(Vec<String>, String)> {
     let mark = stage.audit.mark()?;
     operator.forget_peak()?;
-    let (before, processes) = (operator.cpu()?, Use::now());
+    let (before, processes) = (cpu::of_operator(operator)?, Use::now());
     let mut numbers = 0..run.count;
     let mut turns = pods.iter().cycle();
     let next = || {
@@ -160,7 +160,7 @@ async fn one(
         )
     };
     let ends = watch.run(next, run.outstanding, LIMIT).await?;
-    let cpu = operator.cpu()?.saturating_sub(before);
+    let cpu = cpu::of_operator(operator)?.saturating_sub(before);
     let used = Use::now().since(&processes);
     let peak = operator.peak()?;
     let load = load_average();

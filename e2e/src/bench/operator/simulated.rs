@@ -21,10 +21,10 @@ use super::super::milliseconds;
 use super::audit::per;
 use super::fanout::session;
 use super::load::Watch;
-use super::process::Operator;
-use super::{Stage, heading, load_average, mebibytes, pods};
+use super::{Stage, cpu, heading, load_average, mebibytes, pods};
 use crate::checkout;
 use crate::namespace::{self, PodSecurity, TestNamespace};
+use crate::operator::Operator;
 use crate::session_client as sessions;
 use crate::tools::Module;
 
@@ -292,13 +292,13 @@ impl Bench<'_> {
         let count = sessions.len();
         let mark = self.stage.audit.mark()?;
         operator.forget_peak()?;
-        let before = operator.cpu()?;
+        let before = cpu::of_operator(operator)?;
         let mut sessions = sessions.into_iter();
         let ends = self
             .watch
             .run(|| sessions.next(), usize::MAX, LIMIT)
             .await?;
-        let cpu = operator.cpu()?.saturating_sub(before);
+        let cpu = cpu::of_operator(operator)?.saturating_sub(before);
         let peak = operator.peak()?;
         let load = load_average();
         let requests = self.stage.audit.since(mark).await?;

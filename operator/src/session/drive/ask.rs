@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::Flow;
 use super::run::{Run, deadline};
 use crate::error::Error;
+use crate::faults::{self, Point};
 use crate::inject::Refusal;
 use crate::relay::connect::Connect;
 use crate::relay::{Agent, RelayError, Reply};
@@ -53,6 +54,7 @@ impl<C: Connect> Run<'_, C> {
         if let Err(error) = self.send(&agent, request, cancel).await {
             return self.lose(error).await;
         }
+        faults::at(Point::Sent).await;
         let deadline = deadline(until);
         let mut last_call: Option<Instant> = None;
         let mut progress = Some(Instant::now() + PROGRESS_AFTER);
@@ -63,8 +65,10 @@ impl<C: Connect> Run<'_, C> {
             };
             tokio::select! {
                 reply = replies.next() => match reply {
-                    Ok(Reply::Accepted | Reply::ScriptEnded(_)) => {}
+                    Ok(Reply::Accepted) => faults::at(Point::Accepted).await,
+                    Ok(Reply::ScriptEnded(_)) => {}
                     Ok(Reply::Finished(outcome)) => {
+                        faults::at(Point::Answered).await;
                         self.observed.answer = Some(Answer::Finished(outcome));
                         return Ok(Flow::Continue);
                     }

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::{Flow, Outcome, Signal, Target, target_words};
 use crate::error::{Error, describe};
+use crate::faults::{self, Point};
 use crate::relay::Agent;
 use crate::session::apply::{self, Written};
 use crate::session::result::{self, Entry, Finished, PodEnd, Reached};
@@ -223,11 +224,13 @@ impl<'a, C> Board<'a, C> {
             entries.map(|entry| entry.status.clone()).collect()
         }));
         self.give_back(entries);
+        faults::at(Point::Write).await;
         if sheet.session.status.as_ref() != Some(&status)
             && let Flow::Stop(outcome) = self.save(&mut sheet, status).await?
         {
             return Ok(Flow::Stop(outcome));
         }
+        faults::at(Point::Written).await;
         sheet.written = version;
         acknowledge(&sheet.session, keepers).await;
         Ok(Flow::Continue)
@@ -263,8 +266,10 @@ impl<'a, C> Board<'a, C> {
         let mut finished = result::finish(&base, &ends, elapsed, now);
         finished.status.target = Some(self.target(&sheet.session));
         let all = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
+        faults::at(Point::Finish).await;
         self.fit_and_store(&sheet.session, &finished.status, all)
             .await?;
+        faults::at(Point::Stored).await;
         let generation = sheet.session.metadata.generation;
         let status = std::mem::take(&mut finished.status);
         finished.status = result::seal(status, &ends, generation, now);
@@ -273,7 +278,9 @@ impl<'a, C> Board<'a, C> {
         }
         let flow = self.save(&mut sheet, finished.status.clone()).await?;
         if matches!(flow, Flow::Continue) {
+            faults::at(Point::Finished).await;
             acknowledge(&sheet.session, keepers).await;
+            faults::at(Point::Acknowledged).await;
         }
         Ok((flow, finished, ends))
     }

@@ -15,6 +15,7 @@ use super::board::Board;
 use super::run::Run;
 use super::{Flow, Outcome, elapsed};
 use crate::error::Error;
+use crate::faults::{self, Point};
 use crate::fences::audit;
 use crate::relay::Reply;
 use crate::relay::connect::Connect;
@@ -71,7 +72,9 @@ pub(super) async fn end<C: Connect>(
         return Ok(outcome);
     }
     let session = board.session().await;
+    faults::at(Point::Report).await;
     report(context, &session, &finished, &ends, took);
+    faults::at(Point::Reported).await;
     Ok(Outcome::Ended(Box::new(session)))
 }
 

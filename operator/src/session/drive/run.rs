@@ -21,6 +21,7 @@ use tracing::{Instrument, debug, info};
 use super::board::Board;
 use super::{Flow, Outcome, Signal, Target, at_most_once};
 use crate::error::Error;
+use crate::faults::{self, Point};
 use crate::fences::Gate;
 use crate::fences::slots::Permit;
 use crate::inject::{self, Refusal};
@@ -138,6 +139,7 @@ impl<'a, C: Connect> Run<'a, C> {
             }
             let step = self.plan();
             debug!(step = step_name(&step), "next");
+            faults::at(Point::before(&step)).await;
             if self.touches(&step)
                 && let Some(end) = self.refused_at_the_gate().await?
             {
@@ -159,6 +161,7 @@ impl<'a, C: Connect> Run<'a, C> {
                 .carry_out(&step)
                 .instrument(telemetry::step_span(step_name(&step)))
                 .await?;
+            faults::at(Point::after(&step)).await;
             self.context
                 .metrics
                 .step(step_name(&step), began.elapsed().as_secs_f64());
@@ -273,6 +276,7 @@ impl<'a, C: Connect> Run<'a, C> {
         let Some(pod) = &self.observed.pod else {
             return Ok(None);
         };
+        faults::at(Point::Gate).await;
         Ok(self.gate.act(pod).await?.err().map(end_of))
     }
 

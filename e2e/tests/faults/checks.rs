@@ -1,0 +1,328 @@
+//! What must hold of every session, whatever was done to the operator.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, ListParams};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, ResourceExt};
+use sha2::{Digest as _, Sha256};
+use sidewinder_crds::names::SESSION_UID_LABEL;
+use sidewinder_crds::{DebugSession, conditions};
+use sidewinder_e2e::operator::Operator;
+use sidewinder_e2e::{answer, session_client as sessions};
+use sidewinder_model::{ExecOutcome, Reason};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinHandle;
+
+use crate::flows::{Case, Flow};
+use crate::stage::World;
+use crate::targets::{self, SOON};
+
+/// So many things are looked at at the same time.
+const AT_ONCE: usize = 8;
+
+/// What sessions ended as, from the first to the last word about each.
+pub(crate) struct Ends {
+    seen: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How a session has ended, in words that do not change any more.
+fn end(session: &DebugSession) -> Option<String> {
+    let status = session.status.as_ref()?;
+    if !conditions::has_ended(&status.conditions) && status.completion_time.is_none() {
+        return None;
+    }
+    let conditions: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|condition| (&condition.type_, &condition.status, &condition.reason))
+        .collect();
+    Some(format!(
+        "{:?} {:?} {:?} {conditions:?}",
+        status.phase, status.reason, status.completion_time
+    ))
+}
+
+impl Ends {
+    pub(crate) fn watch(all: Api<DebugSession>) -> Self {
+        let seen = Arc::<Mutex<BTreeMap<String, Vec<String>>>>::default();
+        let task = tokio::spawn({
+            let seen = Arc::clone(&seen);
+            async move {
+                let mut changes = std::pin::pin!(
+                    watcher(all, watcher::Config::default())
+                        .default_backoff()
+                        .applied_objects()
+                );
+                while let Some(change) = changes.next().await {
+                    let Ok(session) = change else { continue };
+                    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    let ends = seen.entry(session.name_any()).or_default();
+                    let end = end(&session);
+                    if end.as_ref() != ends.last() && (end.is_some() || !ends.is_empty()) {
+                        ends.push(end.unwrap_or_else(|| "none after all".to_owned()));
+                    }
+                }
+            }
+        });
+        Self { seen, task }
+    }
+
+    fn of(&self, session: &str) -> Vec<String> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(session).cloned().unwrap_or_default()
+    }
+}
+
+/// Whether a session may fail, and with what.
+pub(crate) type MayFail = fn(&Case) -> &'static [Reason];
+
+/// Waits for the end of every session and checks all that must hold.
+pub(crate) async fn check(
+    world: &World<'_>,
+    operator: &mut Operator,
+    round: &str,
+    cases: &[Case],
+    pods: &[String],
+    may_fail: MayFail,
+) -> Result<()> {
+    let mut wrong = Vec::new();
+    let ended: Vec<Result<DebugSession>> = stream::iter(cases)
+        .map(|case| ended(world, case))
+        .buffered(cases.len().max(1))
+        .collect()
+        .await;
+    let mut runs = BTreeMap::new();
+    let waiting = cases.iter().filter(|case| case.flow == Flow::Waiting);
+    let pods: Vec<String> = pods
+        .iter()
+        .cloned()
+        .chain(waiting.map(|case| case.pod().to_owned()))
+        .collect();
+    for pod in &pods {
+        runs.insert(pod.clone(), targets::runs(world.namespace, pod).await?);
+    }
+    for (case, session) in cases.iter().zip(ended) {
+        let checked = match session {
+            Ok(session) => one(world, case, &session, &runs, may_fail(case)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = checked {
+            wrong.push(format!("{}: {error:#}", case.name));
+        }
+    }
+    ensure!(
+        wrong.is_empty(),
+        "{round}: {} of {} sessions did not keep their word:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
+    nothing_is_left(world, operator, round, cases, &pods).await
+}
+
+async fn ended(world: &World<'_>, case: &Case) -> Result<DebugSession> {
+    let outlives = case.flow == Flow::Outliving;
+    let limit = SOON + Duration::from_secs(45);
+    sessions::status(
+        &world.namespace.sessions(),
+        &case.name,
+        limit,
+        "its end",
+        |status| {
+            let told = |status: &sidewinder_crds::DebugSessionStatus| {
+                let exec = status
+                    .targets
+                    .first()
+                    .and_then(|target| target.exec.as_ref());
+                exec.is_some_and(|exec| exec.afterwards.is_some())
+            };
+            conditions::has_ended(&status.conditions) && (!outlives || told(status))
+        },
+    )
+    .await
+}
+
+async fn one(
+    world: &World<'_>,
+    case: &Case,
+    session: &DebugSession,
+    runs: &BTreeMap<String, BTreeMap<String, usize>>,
+    may_fail: &[Reason],
+) -> Result<()> {
+    let (complete, reason) = sessions::end_of(session)?;
+    let expected = if case.flow == Flow::Outliving {
+        !complete && reason == Reason::ScriptTimeout
+    } else {
+        complete && reason == Reason::Succeeded || !complete && may_fail.contains(&reason)
+    };
+    let status = sessions::status_of(session)?;
+    ensure!(
+        expected,
+        "it ended with {reason}, Complete: {complete}: {:?} {:?}",
+        status.summary,
+        status.conditions
+    );
+    let ends = world.ends.of(&case.name);
+    ensure!(ends.len() == 1, "it ended more than once: {ends:#?}");
+    for pod in &case.pods {
+        let count = runs
+            .get(pod)
+            .and_then(|runs| runs.get(&case.name))
+            .copied()
+            .unwrap_or_default();
+        ensure!(count <= 1, "its script ran {count} times in {pod}");
+        ensure!(
+            count == usize::from(case.flow.counts()) || !complete,
+            "it is Complete, and its script ran {count} times in {pod}"
+        );
+    }
+    if !complete {
+        return Ok(());
+    }
+    ensure!(status.targets.len() == case.pods.len(), "a pod is missing");
+    for target in &status.targets {
+        let data = answer::data(&world.namespace.client, session, target)
+            .await
+            .context("its result is lost")?;
+        if !case.flow.counts() {
+            continue;
+        }
+        let outcome: ExecOutcome = serde_json::from_value(data)?;
+        let value = if case.flow == Flow::Large {
+            let digest = Sha256::digest(outcome.stdout.as_bytes());
+            digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        } else {
+            case.name.clone()
+        };
+        ensure!(
+            outcome.value == Some(format!("'{value}'")),
+            "it answers {:?}",
+            outcome.value
+        );
+    }
+    Ok(())
+}
+
+/// Deletes the sessions, and looks for what they left.
+async fn nothing_is_left(
+    world: &World<'_>,
+    operator: &mut Operator,
+    round: &str,
+    cases: &[Case],
+    pods: &[String],
+) -> Result<()> {
+    let all = world.namespace.sessions();
+    all.delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await?;
+    for case in cases {
+        sidewinder_e2e::watch::until(&all, &case.name, SOON, "it to be gone", |it| it.is_none())
+            .await?;
+    }
+    stream::iter(pods)
+        .map(|pod| targets::check(world, pod, round))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<Vec<()>>()
+        .await?;
+    until(SOON, "the results' Secrets to be gone", async || {
+        let secrets = world.namespace.api::<Secret>();
+        let left = secrets
+            .list_metadata(&ListParams::default().labels(SESSION_UID_LABEL))
+            .await?;
+        let names: Vec<String> = left.iter().map(ResourceExt::name_any).collect();
+        Ok(names)
+    })
+    .await?;
+    let port = operator.port();
+    until(SOON, "the operator to have nothing to do", async || {
+        idle(&metrics(port).await?, pods.len())
+    })
+    .await?;
+    operator.check()
+}
+
+/// Waits until `look` finds nothing.
+pub(crate) async fn until(
+    limit: Duration,
+    what: &str,
+    look: impl AsyncFn() -> Result<Vec<String>>,
+) -> Result<()> {
+    let until = Instant::now() + limit;
+    loop {
+        let found = look().await?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "waited {} s for {what}: {found:?}",
+            limit.as_secs()
+        );
+        // Neither the garbage collector nor the metrics tell of a change.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// What an operator without sessions still has to do. A stream stays open for each sidecar, of which a pod has two at most.
+fn idle(metrics: &str, pods: usize) -> Result<Vec<String>> {
+    let most = [
+        ("sidewinder_sessions_active", 0),
+        ("sidewinder_sessions_queued", 0),
+        ("sidewinder_sessions_watched", 0),
+        ("sidewinder_relay_streams", 2 * pods),
+    ];
+    let mut left = Vec::new();
+    for (name, most) in most {
+        let value = gauge(metrics, name)?;
+        if value > most {
+            left.push(format!("{name} {value}"));
+        }
+    }
+    Ok(left)
+}
+
+/// The value of a metric without labels.
+pub(crate) fn gauge(metrics: &str, name: &str) -> Result<usize> {
+    let mut lines = metrics.lines();
+    lines
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        .with_context(|| format!("there is no metric {name}"))
+}
+
+pub(crate) async fn metrics(port: u16) -> Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+#[test]
+fn what_is_left_to_do_is_seen() {
+    let metrics = |active: usize| {
+        format!(
+            "# HELP sidewinder_sessions_active x\nsidewinder_sessions_active {active}\nsidewinder_sessions_queued 0\nsidewinder_sessions_watched 0\nsidewinder_relay_streams 2\n"
+        )
+    };
+    assert!(idle(&metrics(0), 1).unwrap().is_empty());
+    assert_eq!(
+        idle(&metrics(3), 1).unwrap(),
+        ["sidewinder_sessions_active 3"]
+    );
+    assert!(!idle(&metrics(0), 0).unwrap().is_empty());
+    assert!(idle("", 1).is_err());
+}
