@@ -215,8 +215,7 @@ impl Case {
         session
     }
 
-    /// For [`Flow::Refused`], what brings a sidecar that the kernel refuses, and that the next session tries first: root
-    /// has capabilities that a sidecar of its user has not.
+    /// For [`Flow::Refused`], what brings a sidecar that the kernel refuses, and that the next session tries first.
     pub(crate) fn before(&self) -> DebugSession {
         let mut session = sessions::stacks(&format!("{}-before", self.name), self.pod());
         session.spec.attach = AttachMode::SameUser;

@@ -13,7 +13,7 @@ use sidewinder_decode::Runtime;
 use sidewinder_decode::remote_exec::support;
 use sidewinder_e2e::namespace::TestNamespace;
 use sidewinder_e2e::session_client as sessions;
-use sidewinder_e2e::workload;
+use sidewinder_e2e::workload::{self, Workload};
 use sidewinder_linux::Process;
 use sidewinder_operator::faults::Point;
 
@@ -24,6 +24,10 @@ use crate::stage::World;
 const AT_ONCE: usize = 8;
 /// How long a session may take to its point, all others on their way beside it.
 pub(crate) const SOON: Duration = Duration::from_secs(45);
+
+/// The same program as a process that only CAP_SYS_PTRACE may look into: prctl(2), `PR_SET_DUMPABLE`.
+const NOT_DUMPABLE: &str =
+    "import ctypes; ctypes.CDLL(None).prctl(4, 0); exec(open('/app/idle_server.py').read())";
 
 /// Walks through the processes of a pod: `$kind` is what of ours a process is.
 const OURS: &str = "for process in /proc/[0-9]*; do kind=; case $(cat $process/comm 2>/dev/null) in sidewinder-side*|exe) \
@@ -47,7 +51,15 @@ pub(crate) async fn start(namespace: &TestNamespace, cases: &[Case]) -> Result<V
     let all: Vec<_> = warm.into_iter().chain(fleet).chain(own).collect();
     stream::iter(all)
         .map(|(name, flow)| async move {
-            let mut pod = pod(namespace, &name)?;
+            let mut pod = if flow == Flow::Refused {
+                of(&Workload::command(
+                    &name,
+                    &namespace.image,
+                    &["python3.14", "-c", NOT_DUMPABLE],
+                ))?
+            } else {
+                pod(namespace, &name)?
+            };
             if flow == Flow::Fleet {
                 let labels = pod.metadata.labels.get_or_insert_with(BTreeMap::new);
                 labels.insert(FLEET_LABEL.0.to_owned(), FLEET_LABEL.1.to_owned());
@@ -82,7 +94,11 @@ pub(crate) async fn start(namespace: &TestNamespace, cases: &[Case]) -> Result<V
 }
 
 fn pod(namespace: &TestNamespace, name: &str) -> Result<Pod> {
-    let mut pod = namespace.python(name, "idle_server.py").pod()?;
+    of(&namespace.python(name, "idle_server.py"))
+}
+
+fn of(workload: &Workload) -> Result<Pod> {
+    let mut pod = workload.pod()?;
     // Nothing in it has to be told that it ends.
     if let Some(spec) = &mut pod.spec {
         spec.termination_grace_period_seconds = Some(0);
