@@ -248,6 +248,8 @@ impl<'a, C> Board<'a, C> {
         elapsed: impl FnOnce(&DebugSession, Timestamp) -> Duration,
     ) -> Result<(Flow, Finished, Vec<PodEnd>), Error> {
         let mut sheet = self.sheet.lock().await;
+        // Who waits to show how far the pods are comes too late: it would take the end back.
+        sheet.written = u64::MAX;
         let now = Timestamp::now();
         let (shown, keepers, _) = self.take();
         let mut ends: Vec<PodEnd> = shown

@@ -323,6 +323,33 @@ async fn every_pod_of_a_selector_has_its_entry_and_the_fleet_one_line() {
 }
 
 #[tokio::test]
+async fn who_comes_late_to_show_how_far_the_pods_are_does_not_take_the_end_back() {
+    let world = world(&Agents::new("run-1", None), &pod(json!({})), &exec());
+    let session: DebugSession = serde_json::from_value(world.api.get(SESSION).unwrap()).unwrap();
+    let board = Board::new(
+        &world.context,
+        &world.signals,
+        session.clone(),
+        take_up(&session, None),
+    );
+    board.add(
+        &mut [Target {
+            entry: TargetStatus::default(),
+            pinned: false,
+            end: None,
+        }],
+        &[0],
+    );
+    let refusal = Refusal::new(Reason::QueueFull, String::new());
+    board.settle(0, refused(&world.context, &session, refusal), None);
+    board.finish(None, |_, _| Duration::ZERO).await.unwrap();
+    let end = world.api.get(SESSION).unwrap();
+    assert_eq!(end["status"]["phase"], "Failed");
+    assert!(matches!(board.write_all().await.unwrap(), Flow::Continue));
+    assert_eq!(world.api.get(SESSION).unwrap(), end);
+}
+
+#[tokio::test]
 async fn one_pod_of_a_selector_is_the_one_in_which_something_is_wrong() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
     let spec = json!({"stacks": {}, "target": {"pods": null}});
