@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use sidewinder_e2e::cluster::stopped::Stopped;
 use sidewinder_e2e::deploy::Destination;
 use sidewinder_e2e::session_client as sessions;
@@ -22,6 +23,9 @@ use crate::targets::{self, SOON};
 
 /// How long something is away.
 const AWAY: Duration = Duration::from_secs(2);
+
+/// So many sessions are on their way to their points at the same time.
+const AT_ONCE: usize = 8;
 
 /// What is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,7 @@ fn whatever_is_cut_off_at_any_point_each_session_has_one_true_end() {
         let first = cases(Cut::ALL.map(Cut::name).first().copied().unwrap_or_default());
         let pods = targets::start(world.namespace, &first).await?;
         let mut operator = world.operator()?;
+        targets::warm_up(world.namespace).await?;
         for cut in Cut::ALL {
             if cut == Cut::Kubelet && !matches!(world.destination, Destination::Embedded(_)) {
                 // The kubelet of somebody's own cluster is not ours to stop.
@@ -95,7 +100,12 @@ fn whatever_is_cut_off_at_any_point_each_session_has_one_true_end() {
             for case in &cases {
                 world.points.plan(&case.name, case.point, Plan::Hold);
             }
-            try_join_all(cases.iter().map(|case| reach(world, case))).await?;
+            // A script that gets no processor for two seconds is taken back.
+            stream::iter(&cases)
+                .map(|case| reach(world, case))
+                .buffer_unordered(AT_ONCE)
+                .try_collect::<Vec<()>>()
+                .await?;
             disturb(world, cut, &pods).await?;
             try_join_all(cases.iter().map(|case| case.go_on(world))).await?;
             check(

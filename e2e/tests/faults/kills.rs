@@ -21,6 +21,7 @@ fn an_operator_that_is_killed_at_any_point_loses_nothing_and_repeats_nothing() {
         let cases = cases("kill");
         let pods = targets::start(world.namespace, &cases).await?;
         let mut operator = world.operator()?;
+        targets::warm_up(world.namespace).await?;
         for case in &cases {
             operator = kill(world, operator, case)
                 .await

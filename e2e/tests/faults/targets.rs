@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Pod, PodSchedulingGate, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -74,11 +75,11 @@ pub(crate) async fn start(namespace: &TestNamespace, cases: &[Case]) -> Result<V
                     Some(ResourceRequirements {
                         limits: Some(BTreeMap::from([(
                             "cpu".to_owned(),
-                            Quantity("200m".to_owned()),
+                            Quantity("100m".to_owned()),
                         )])),
                         requests: Some(BTreeMap::from([(
                             "cpu".to_owned(),
-                            Quantity("10m".to_owned()),
+                            Quantity("1m".to_owned()),
                         )])),
                         ..ResourceRequirements::default()
                     });
@@ -91,6 +92,18 @@ pub(crate) async fn start(namespace: &TestNamespace, cases: &[Case]) -> Result<V
         .buffered(AT_ONCE)
         .try_collect()
         .await
+}
+
+/// Brings sidecars into the pods that several sessions share. Needs an operator.
+pub(crate) async fn warm_up(namespace: &TestNamespace) -> Result<()> {
+    let all = WARM.iter().chain(&FLEET).map(async |pod| {
+        let session = sessions::stacks(&format!("warm-up-{pod}"), pod);
+        let ended = namespace.run(&session).await?;
+        let (complete, reason) = sessions::end_of(&ended)?;
+        ensure!(complete, "{pod} cannot be entered: {reason}");
+        Ok(())
+    });
+    try_join_all(all).await.map(drop)
 }
 
 fn pod(namespace: &TestNamespace, name: &str) -> Result<Pod> {
