@@ -57,6 +57,7 @@ impl Drop for Operator {
 
 impl Program {
     /// The same with one more setting.
+    #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
