@@ -64,7 +64,11 @@ impl Cut {
                 // The other pod is anywhere.
                 let fleet = case.flow == Flow::Fleet;
                 if case.flow.counts() && (given || added || fleet) {
-                    &[Reason::SidecarLost, Reason::SidecarFailed]
+                    &[
+                        Reason::SidecarLost,
+                        Reason::SidecarFailed,
+                        Reason::PartiallyFailed,
+                    ]
                 } else {
                     &[]
                 }

@@ -233,13 +233,14 @@ with open('/tmp/lock', 'w+b') as file:
     memory = mmap.mmap(file.fileno(), 4096)
 lock = ctypes.byref(ctypes.c_int.from_buffer(memory))
 libc.pthread_spin_init(lock, 0)
-with open('/tmp/free', 'wb') as file:
-    file.write(memory[:4])
+free = memory[:4]
 libc.pthread_spin_lock(lock)
+with open('/tmp/free', 'wb') as file:
+    file.write(free)
 libc.pthread_spin_lock(lock)";
-/// Ends [`UNSTOPPABLE`].
-pub(crate) const RELEASE: &str =
-    "[ -s /tmp/free ] && dd if=/tmp/free of=/tmp/lock conv=notrunc 2>/dev/null";
+/// Ends [`UNSTOPPABLE`], which may not have come so far yet.
+pub(crate) const RELEASE: &str = "for i in $(seq 150); do if [ -s /tmp/free ]; then dd if=/tmp/free of=/tmp/lock conv=notrunc 2>/dev/null; \
+    rm /tmp/free; exit 0; fi; sleep 0.1; done; exit 1";
 
 #[test]
 fn every_point_is_in_a_flow() {
