@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use sidewinder_crds::names::SESSION_UID_LABEL;
 use sidewinder_crds::{DebugSession, Phase, conditions};
 use sidewinder_e2e::operator::Operator;
-use sidewinder_e2e::{answer, session_client as sessions};
+use sidewinder_e2e::{answer, cache, session_client as sessions};
 use sidewinder_model::{ExecOutcome, Reason};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
@@ -208,8 +208,7 @@ async fn one(
         }
         let outcome: ExecOutcome = serde_json::from_value(data)?;
         let value = if case.flow == Flow::Large {
-            let digest = Sha256::digest(outcome.stdout.as_bytes());
-            digest.iter().map(|byte| format!("{byte:02x}")).collect()
+            cache::hex(&Sha256::digest(outcome.stdout.as_bytes()))
         } else {
             case.name.clone()
         };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use kube::api::{DeleteParams, ListParams};
 use sidewinder_e2e::cluster::stopped::Stopped;
 use sidewinder_e2e::deploy::Destination;
 use sidewinder_e2e::session_client as sessions;
@@ -130,7 +131,7 @@ fn cut_off(name: &str, cuts: &[Cut]) {
         }
         // Without pods there are no streams.
         let all = world.namespace.pods();
-        all.delete_collection(&Default::default(), &Default::default())
+        all.delete_collection(&DeleteParams::default(), &ListParams::default())
             .await?;
         until(SOON, "the streams to be closed", async || {
             let open = gauge(&metrics(operator.port()).await?, "sidewinder_relay_streams")?;

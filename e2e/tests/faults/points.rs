@@ -95,12 +95,12 @@ impl Points {
                     return;
                 }
                 if news.changed().await.is_err() {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             }
         };
-        let waited = tokio::time::timeout(limit, came).await;
-        waited.with_context(|| {
+        let in_time = tokio::time::timeout(limit, came).await;
+        in_time.with_context(|| {
             let state = lock(&self.state);
             let seen: Vec<&str> = state
                 .seen

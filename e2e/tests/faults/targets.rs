@@ -26,7 +26,7 @@ const AT_ONCE: usize = 8;
 /// How long a session may take to its point, all others on their way beside it.
 pub(crate) const SOON: Duration = Duration::from_secs(45);
 
-/// The same program as a process that only CAP_SYS_PTRACE may look into: prctl(2), `PR_SET_DUMPABLE`.
+/// The same program as a process that only `CAP_SYS_PTRACE` may look into: prctl(2), `PR_SET_DUMPABLE`.
 const NOT_DUMPABLE: &str =
     "import ctypes; ctypes.CDLL(None).prctl(4, 0); exec(open('/app/idle_server.py').read())";
 
@@ -243,8 +243,8 @@ fn armed(pod: &Pod) -> Result<bool> {
 /// The process of this machine that is process 1 of the container.
 fn first_process(container: &str) -> Option<i32> {
     let entries = std::fs::read_dir("/proc").ok()?.flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.find(|pid| {
         let read =
             |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let first = read("status").lines().any(|line| {
@@ -252,5 +252,4 @@ fn first_process(container: &str) -> Option<i32> {
         });
         first && read("cgroup").contains(container)
     })
-    .next()
 }
