@@ -166,7 +166,7 @@ async fn an_operator_for_one_namespace_serves_it_and_reaches_nothing_else() -> R
                 let everything = rule("*", "*", &["*"]);
                 people::grant(&client, namespace, OWNER, OWNER, &[everything]).await?;
             }
-            installed(&stage, shop, other).await?;
+            Box::pin(installed(&stage, shop, other)).await?;
             requesters(&stage, shop).await?;
             confined(&stage, shop, other).await?;
             uninstalled(&stage, shop).await
