@@ -178,8 +178,12 @@ async fn one(
     agent.abort();
     let outcome: Delivered = match answer {
         Ok(Reply::Finished(outcome)) => outcome,
-        Ok(other) => bail!("not an outcome: {other:?}"),
         // What is refused for its size counts as not stored.
+        Ok(Reply::Unreadable {
+            reason: Reason::ResultNotStored,
+            ..
+        }) => return Ok(false),
+        Ok(other) => bail!("not an outcome: {other:?}"),
         Err(error) if error.to_string().contains("memory") => return Ok(false),
         Err(error) => return Err(error.into()),
     };
