@@ -216,14 +216,13 @@ pub(crate) async fn check(world: &World<'_>, pod: &str, round: &str) -> Result<(
     sessions::delete(&namespace.sessions(), &format!("{round}-free-{pod}"), SOON).await
 }
 
-/// Whether a request waits in any thread of the pod's program: read from this machine, where it runs on it.
+/// Whether a request waits in any thread of the pod's program, read from this machine, on which it runs.
 fn armed(pod: &Pod) -> Result<bool> {
     let id = workload::app_status(pod).and_then(|status| status.container_id.clone());
     let id = id.context("the container has no id")?;
     let id = id.rsplit('/').next().unwrap_or_default().to_owned();
-    let Some(pid) = first_process(&id) else {
-        return Ok(false);
-    };
+    let pid = first_process(&id);
+    let pid = pid.with_context(|| format!("no process of this machine is container {id}"))?;
     let process = Process::open(pid)?;
     let runtime = Runtime::locate(&process, &process.mappings()?, &process)
         .ok()

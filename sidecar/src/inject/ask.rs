@@ -33,6 +33,10 @@ const ARM_ATTEMPTS: u32 = 10;
 /// Between a thread's accepting a request and the script's first sign of life lie an audit event, the opening and the
 /// compilation of the file, and whatever else holds the GIL meanwhile.
 const FIRST_SIGN: Duration = Duration::from_secs(2);
+/// A thread that wants to run and had less time on a CPU than this has not come so far yet, however long ago it accepted:
+/// its pod has used up its CPU limit, or the node has too much to do.
+const FIRST_STEPS: Duration = Duration::from_millis(500);
+
 /// What came of asking one thread.
 pub(super) enum Asked {
     Started,
@@ -115,7 +119,8 @@ impl Run<'_> {
         let began = Instant::now();
         let mut request = self.arm(carrier, waker, candidate, until, true)?;
         self.armed = true;
-        let started = self.wait_for_start(carrier, &mut request, waker, began, until);
+        let started =
+            self.wait_for_start(carrier, &mut request, waker, candidate.tid, began, until);
         self.outcome.wake = waker.wake();
         let copies = || {
             disarm_copies(
@@ -169,7 +174,7 @@ impl Run<'_> {
                 {
                     Err(refusal)
                 }
-                _ if self.first_sign(carrier, until)? => {
+                _ if self.first_sign(carrier, candidate.tid, until)? => {
                     self.outcome.started_after_milliseconds = Some(milliseconds(began.elapsed()));
                     Ok(Asked::Started)
                 }
@@ -242,6 +247,7 @@ impl Run<'_> {
         carrier: &Carrier,
         request: &mut Armed<'_>,
         waker: &mut Waker<'_>,
+        tid: u64,
         began: Instant,
         until: Instant,
     ) -> Result<bool, Refusal> {
@@ -266,7 +272,7 @@ impl Run<'_> {
                 }
                 Ok(true) => {}
                 Ok(false) => {
-                    return if self.first_sign(carrier, until)? {
+                    return if self.first_sign(carrier, tid, until)? {
                         Ok(true)
                     } else {
                         Err(self.refused(carrier, waker.interpreter()))
@@ -306,8 +312,9 @@ impl Run<'_> {
 
     /// After the thread has accepted the request: whether the script gave a sign of life. One that did not will not run
     /// any more.
-    fn first_sign(&mut self, carrier: &Carrier, start: Instant) -> Result<bool, Refusal> {
+    fn first_sign(&mut self, carrier: &Carrier, tid: u64, start: Instant) -> Result<bool, Refusal> {
         let until = Instant::now() + FIRST_SIGN;
+        let before = self.ran(tid);
         loop {
             let rested = self.rest(carrier, Duration::from_millis(1));
             self.update(carrier.result());
@@ -321,10 +328,25 @@ impl Run<'_> {
             if self.answer.withdrawn() {
                 return Ok(false);
             }
-            if Instant::now() >= until {
-                return Ok(!self.withdraw(carrier)?);
+            let now = Instant::now();
+            if now < until || (now < start && self.starved(tid, before)) {
+                continue;
             }
+            return Ok(!self.withdraw(carrier)?);
         }
+    }
+
+    /// Whether a thread wants to run, and has hardly been on a CPU since it had run for so long.
+    fn starved(&self, tid: u64, before: Option<Duration>) -> bool {
+        let Some((before, now)) = before.zip(self.ran(tid)) else {
+            return false;
+        };
+        now.saturating_sub(before) < FIRST_STEPS && !self.process.off_cpu(tid)
+    }
+
+    fn ran(&self, tid: u64) -> Option<Duration> {
+        let counted = self.process.schedstat(tid)?;
+        Some(Duration::from_nanos(counted.run_nanoseconds))
     }
 }
 
