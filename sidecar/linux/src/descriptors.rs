@@ -206,7 +206,7 @@ impl<'a> Descriptors<'a> {
         let known = if self.listening.contains_key(&table) {
             None
         } else {
-            self.diag().map(|diag| diag.listening(table))
+            self.diag().map(|_| SockDiag::listening(table))
         };
         self.listening
             .entry(table)

@@ -191,7 +191,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_pidfd_open,
     libc::SYS_wait4,
     libc::SYS_waitid,
-    // The kernel's table of sockets, through the one kind of socket that can be made.
+    // The kernel's table of sockets, through the one kind of socket that can be made, and the name of a socket's protocol.
+    libc::SYS_getxattr,
     libc::SYS_bind,
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,

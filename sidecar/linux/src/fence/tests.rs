@@ -401,3 +401,42 @@ fn where_the_kernel_takes_no_filter_there_is_no_way_in() {
     let refused = refused.unwrap().unwrap_err();
     assert!(refused.contains("CONFIG_SECCOMP_FILTER"), "{refused}");
 }
+
+#[test]
+fn sockets_have_their_names_behind_it() {
+    use crate::Process;
+    use crate::descriptors::Descriptors;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+    let unbound = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let connected = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let at = listener.local_addr().unwrap();
+    let from = connected.local_addr().unwrap();
+    let [unbound_at, listens_at, connected_at] = [
+        unbound.as_raw_fd(),
+        listener.as_raw_fd(),
+        connected.as_raw_fd(),
+    ]
+    .map(i32::cast_unsigned);
+    let described = read_only(move || {
+        let process = Process::open(std::process::id().cast_signed()).unwrap();
+        let mut descriptors = Descriptors::new(&process);
+        [unbound_at, listens_at, connected_at].map(|number| descriptors.describe(number))
+    })
+    .unwrap();
+    assert_eq!(
+        described,
+        [
+            format!("fd {unbound_at}: TCP socket"),
+            format!("fd {listens_at}: TCP socket {at}, LISTEN"),
+            format!("fd {connected_at}: TCP socket {from} -> {at}, ESTABLISHED"),
+        ]
+    );
+}
