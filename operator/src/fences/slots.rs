@@ -9,11 +9,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// How many sidecars are brought up on one node at once. A kubelet starts a few containers as fast as one; many at the same
+/// time keep each other from their processors until none is up in time.
+const ENTERING_PER_NODE: usize = 8;
+
 /// The semaphores of the pods and of the nodes that are in use.
 #[derive(Clone, Debug)]
 pub struct Slots {
     pods: Keyed,
     nodes: Keyed,
+    entering: Keyed,
+}
+
+/// A place among those whose sidecar is brought up on a node, until it is dropped.
+#[derive(Debug)]
+pub struct Entering {
+    _place: Place,
 }
 
 /// A place in a pod and on a node, until it is dropped.
@@ -29,6 +40,14 @@ impl Slots {
         Self {
             pods: Keyed::new(per_pod),
             nodes: Keyed::new(per_node),
+            entering: Keyed::new(ENTERING_PER_NODE),
+        }
+    }
+
+    /// Waits until one more sidecar may be brought up on the node. First come, first served.
+    pub async fn enter(&self, node: &str) -> Entering {
+        Entering {
+            _place: self.entering.acquire(node).await,
         }
     }
 
@@ -205,5 +224,20 @@ mod tests {
         let _first = slots.acquire(None, "a").await;
         assert!(slots.acquire(None, "b").now_or_never().is_some());
         assert!(slots.acquire(None, "a").now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn so_many_sidecars_come_up_on_a_node_at_once_and_the_next_one_when_one_is_up() {
+        let slots = Slots::new(1, 1);
+        let mut places = Vec::new();
+        for _ in 0..ENTERING_PER_NODE {
+            places.push(slots.enter("node").now_or_never().unwrap());
+        }
+        let next = slots.enter("node");
+        tokio::pin!(next);
+        assert!(next.as_mut().now_or_never().is_none());
+        assert!(slots.enter("other").now_or_never().is_some());
+        places.pop();
+        assert!(next.as_mut().now_or_never().is_some());
     }
 }

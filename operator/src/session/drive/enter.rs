@@ -12,11 +12,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use sidewinder_crds::{AttachMode, DebugSession, Phase};
 use sidewinder_model::Reason;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::Flow;
-use super::run::{Run, deadline};
+use super::run::{Run, STALE, deadline, told_to_end};
 use crate::error::Error;
 use crate::inject::{self, Refusal, ResidentState};
 use crate::metrics::SidecarLabel;
@@ -25,7 +26,7 @@ use crate::relay::connect::Connect;
 use crate::session::Context;
 use crate::session::apply::{self, Injected};
 use crate::session::observe;
-use crate::session::plan::{Link, Step, Way};
+use crate::session::plan::{ENTER_LIMIT, Link, Step, Way};
 
 /// An open that takes longer than this is worth watching the pod for what the kubelet says.
 const WATCH_AFTER: Duration = Duration::from_millis(100);
@@ -88,6 +89,9 @@ impl<C: Connect> Run<'_, C> {
         way: Way,
         container: &EphemeralContainer,
     ) -> Result<Flow, Error> {
+        if self.entering.is_none() && !self.take_place().await? {
+            return Ok(Flow::Continue);
+        }
         self.observed
             .entering_since
             .get_or_insert_with(Timestamp::now);
@@ -148,6 +152,31 @@ impl<C: Connect> Run<'_, C> {
         );
     }
 
+    /// Waits until one more sidecar may be brought up on the pod's node. Whether nothing has changed meanwhile.
+    async fn take_place(&mut self) -> Result<bool, Error> {
+        let pod = self.observed.pod.as_ref();
+        let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.clone());
+        let Some(node) = node else {
+            return Ok(true);
+        };
+        let slots = self.context.fences.slots(&self.session);
+        let waited = Instant::now();
+        let place = tokio::select! {
+            place = slots.enter(&node) => Some(place),
+            () = told_to_end(self.signals.clone()) => return Ok(false),
+            // Those before it may wait for an image that never comes: it is no worse off without a place.
+            () = tokio::time::sleep(ENTER_LIMIT) => None,
+        };
+        self.entering = place;
+        if waited.elapsed() < STALE {
+            return Ok(true);
+        }
+        // Somebody else may have added one meanwhile.
+        let pod = self.read_pod().await?;
+        self.set_pod(pod);
+        Ok(self.entering.is_none())
+    }
+
     #[expect(
         clippy::too_many_lines,
         reason = "everything that can end one attempt, side by side"
@@ -167,8 +196,10 @@ impl<C: Connect> Run<'_, C> {
         let endpoint = self.endpoint(&sidecar);
         let last = Arc::new(Mutex::new(None));
         let context = self.context;
+        let news = Arc::new(Notify::new());
         let attempt = {
             let last = Arc::clone(&last);
+            let news = Arc::clone(&news);
             async move {
                 let began = Instant::now();
                 loop {
@@ -188,7 +219,7 @@ impl<C: Connect> Run<'_, C> {
                     last.lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .replace(error);
-                    tokio::time::sleep(pause).await;
+                    let _ = tokio::time::timeout(pause, news.notified()).await;
                 }
             }
         };
@@ -212,6 +243,9 @@ impl<C: Connect> Run<'_, C> {
                         .or(self.observed.link_error.take());
                     if self.plan() != *step {
                         break None;
+                    }
+                    if self.runs(&sidecar) {
+                        news.notify_one();
                     }
                     if let Flow::Stop(outcome) = self.progress(Phase::Attaching).await? {
                         return Ok(Flow::Stop(outcome));
@@ -242,6 +276,7 @@ impl<C: Connect> Run<'_, C> {
                 self.entry.agent = Some(agent.instance.clone());
                 self.observed.link_error = None;
                 self.observed.entering_since = None;
+                self.entering = None;
                 self.agent = Some(agent);
                 self.replies = None;
                 self.cancel_sent = false;
@@ -270,6 +305,19 @@ impl<C: Connect> Run<'_, C> {
             }
         }
         Ok(Flow::Continue)
+    }
+
+    /// Whether the pod's status says that this sidecar runs.
+    fn runs(&self, sidecar: &str) -> bool {
+        let Some(pod) = &self.observed.pod else {
+            return false;
+        };
+        let target = self.session.spec.target.container.as_deref();
+        inject::choose_container(pod, target).is_ok_and(|target| {
+            inject::residents(pod, target, &self.context.settings.sidecar)
+                .iter()
+                .any(|it| it.name == sidecar && it.state == ResidentState::Running)
+        })
     }
 
     pub(super) fn fall_back(&mut self, way: Way, refusal: Refusal) {
@@ -316,7 +364,13 @@ fn pause(error: &RelayError, elapsed: Duration) -> Duration {
     } else {
         Duration::from_millis(100)
     };
-    (elapsed / 5).clamp(first, Duration::from_secs(5))
+    // What takes longer than that is seen in the pod's status, too.
+    let part = if elapsed > Duration::from_secs(1) {
+        2
+    } else {
+        5
+    };
+    (elapsed / part).clamp(first, Duration::from_secs(5))
 }
 
 #[cfg(test)]
@@ -336,7 +390,7 @@ mod tests {
                 elapsed += pause(&error, elapsed);
             }
             assert!(tries <= most, "{tries} tries within a minute");
-            // One that comes up after a second is found within a fifth of it.
+            // One that comes up after a second is found within a fifth of it, and a later one by the pod's status.
             assert!(pause(&error, Duration::from_secs(1)) <= Duration::from_millis(200));
         }
     }

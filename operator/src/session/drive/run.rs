@@ -23,7 +23,7 @@ use super::{Flow, Outcome, Signal, Target, at_most_once};
 use crate::error::Error;
 use crate::faults::{self, Point};
 use crate::fences::Gate;
-use crate::fences::slots::Permit;
+use crate::fences::slots::{Entering, Permit};
 use crate::inject::{self, Refusal};
 use crate::relay::connect::{Connect, Endpoint};
 use crate::relay::{Agent, Replies};
@@ -33,7 +33,7 @@ use crate::session::{Context, observe};
 use crate::telemetry;
 
 /// How long a pod may wait for a turn before it is looked at again.
-const STALE: Duration = Duration::from_secs(1);
+pub(super) const STALE: Duration = Duration::from_secs(1);
 /// What whoever asked did not do and reads at the end.
 const KILLED: &str = "the kill switch ended it (killSwitch in the operator's settings)";
 
@@ -66,6 +66,8 @@ pub(super) struct Run<'a, C> {
     /// The sidecar that the session goes through, for the status.
     pub(super) entry: TargetStatus,
     pub(super) pod_changes: Option<BoxStream<'static, Option<Pod>>>,
+    /// While the sidecar is brought up.
+    pub(super) entering: Option<Entering>,
     gate: &'a Gate<'a>,
 }
 
@@ -106,6 +108,7 @@ impl<'a, C: Connect> Run<'a, C> {
             cancel_sent: false,
             entry: target.entry.clone(),
             pod_changes: None,
+            entering: None,
             gate,
         }
     }
@@ -217,24 +220,9 @@ impl<'a, C: Connect> Run<'a, C> {
         }
         let limit = plan::POD_LIMIT + plan::timeout(&self.session.spec);
         let waited = Instant::now();
-        let mut signals = self.signals.clone();
-        let ended_early = async {
-            loop {
-                {
-                    let signal = signals.borrow_and_update();
-                    let latest = signal.latest.as_ref();
-                    if signal.gone || signal.killed || latest.is_some_and(|it| it.spec.cancel) {
-                        return;
-                    }
-                }
-                if signals.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
         let permit = tokio::select! {
             permit = place => permit,
-            () = ended_early => return Ok(Ok(None)),
+            () = told_to_end(self.signals.clone()) => return Ok(Ok(None)),
             () = tokio::time::sleep(limit) => {
                 let message = format!(
                     "as many sessions as may work on pod {} or its node at once did not end within {} s (fences.maxPerPod, fences.maxPerNode)",
@@ -414,6 +402,22 @@ impl<'a, C: Connect> Run<'a, C> {
             pod: self.session.spec.pod_name().to_owned(),
             pod_uid: self.entry.pod_uid.clone().unwrap_or_default(),
             container: sidecar.to_owned(),
+        }
+    }
+}
+
+/// Until the session is gone, cancelled or killed.
+pub(super) async fn told_to_end(mut signals: watch::Receiver<Signal>) {
+    loop {
+        {
+            let signal = signals.borrow_and_update();
+            let latest = signal.latest.as_ref();
+            if signal.gone || signal.killed || latest.is_some_and(|it| it.spec.cancel) {
+                return;
+            }
+        }
+        if signals.changed().await.is_err() {
+            return;
         }
     }
 }
