@@ -26,8 +26,10 @@ use crate::relay::connect::Connect;
 use crate::session::Context;
 use crate::session::apply::{self, Injected};
 use crate::session::observe;
-use crate::session::plan::{ENTER_LIMIT, Link, Step, Way};
+use crate::session::plan::{Link, Step, Way};
 
+/// How long a sidecar waits for its turn to be brought up on a node: some forty times one that comes up in seconds.
+const PLACE_LIMIT: Duration = Duration::from_mins(5);
 /// An open that takes longer than this is worth watching the pod for what the kubelet says.
 const WATCH_AFTER: Duration = Duration::from_millis(100);
 
@@ -165,7 +167,7 @@ impl<C: Connect> Run<'_, C> {
             place = slots.enter(&node) => Some(place),
             () = told_to_end(self.signals.clone()) => return Ok(false),
             // Those before it may wait for an image that never comes: it is no worse off without a place.
-            () = tokio::time::sleep(ENTER_LIMIT) => None,
+            () = tokio::time::sleep(PLACE_LIMIT) => None,
         };
         self.entering = place;
         if waited.elapsed() < STALE {
