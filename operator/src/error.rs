@@ -9,7 +9,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// The first and the longest pause between tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How long an API server that is away is waited for.
-const OUTAGE_LIMIT: Duration = Duration::from_mins(15);
+pub(crate) const OUTAGE_LIMIT: Duration = Duration::from_mins(15);
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ impl Error {
 }
 
 /// Whether the same call may succeed later: nobody answered, or the answer was that the server is not ready.
-fn passes(error: &kube::Error) -> bool {
+pub(crate) fn passes(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => {
             matches!(status.code, 429 | 502 | 503 | 504)

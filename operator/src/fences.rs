@@ -28,9 +28,9 @@ use tracing::{info, warn};
 use self::namespaces::Namespaces;
 use self::policies::Policies;
 use self::review::Reviewer;
-use self::settings::{KillSwitch, OptIn, Scripts, Settings};
+use self::settings::{KillSwitch, OptIn, Scripts, Seen, Settings};
 use self::slots::Slots;
-use crate::error::{Error, describe};
+use crate::error::{Error, OUTAGE_LIMIT, describe};
 use crate::inject::Refusal;
 
 /// Labels, as an object carries them.
@@ -60,7 +60,7 @@ pub fn allow(
     if let Some(refusal) = switched_off(session, settings) {
         return Err(refusal);
     }
-    if !settings.seen {
+    if settings.seen != Seen::Yes {
         let why = settings.readable.as_ref().err().map_or("", String::as_str);
         return Err(denied(format!(
             "the operator's settings were never read since it started, and until they are every session is refused: {why}"
@@ -318,11 +318,14 @@ impl Fences {
         self.settings.clone()
     }
 
-    /// Waits until the settings were read for the first time, or for too long.
+    /// Waits until the settings were read for the first time, or for too long. While nobody said what there is, that is an
+    /// outage of the API server like any other, and ends no session.
     async fn settings_seen(&self) {
         let mut settings = self.settings.clone();
-        let seen = settings.wait_for(|settings| settings.seen);
-        let _ = tokio::time::timeout(FIRST_SETTINGS, seen).await;
+        let heard = settings.wait_for(|settings| settings.seen != Seen::NotYet);
+        let _ = tokio::time::timeout(OUTAGE_LIMIT, heard).await;
+        let read = settings.wait_for(|settings| settings.seen == Seen::Yes);
+        let _ = tokio::time::timeout(FIRST_SETTINGS, read).await;
     }
 
     /// Whether settings and labels allow it, those of the namespace as of a moment ago.
@@ -345,7 +348,7 @@ impl Fences {
     }
 }
 
-/// How long a session waits for the first look at the settings: an operator that just started has not read them yet.
+/// How long a session waits for a ConfigMap of settings that is not there: an install may make it after the operator.
 const FIRST_SETTINGS: Duration = Duration::from_secs(10);
 
 /// How long an answer about the requester's rights holds: long enough for the steps of a warm session and for the pods of

@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::error::describe;
+use crate::error::{describe, passes};
 
 /// The most seconds that the API itself lets a session ask for.
 const MAX_TIMEOUT_SECONDS: i32 = 3600;
 /// How long the first look at the ConfigMap is waited for.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// The longest pause of a watch that fails: after an outage the kill switch would else be heard half a minute late.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is refused at once, whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,14 +56,26 @@ pub enum Scripts {
     RecipesOnly,
 }
 
+/// What is known of the ConfigMap since this operator started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing: the API server has not said yet what there is.
+    NotYet,
+    /// That there is none, or that it may not be read.
+    Absent,
+    /// What stands in it, or stood in it.
+    Yes,
+}
+
 /// The settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Whether they could be read; else why not. Then nothing runs code.
     pub readable: Result<(), String>,
     /// Whether there was anything to read since this operator started. Until then nothing is done at all: what only reads
-    /// could be switched off, or unwelcome, and nobody knows.
-    pub seen: bool,
+    /// could be switched off, or unwelcome, and nobody knows. Nothing is refused for it, either, before the API server has
+    /// said that there is nothing.
+    pub seen: Seen,
     /// What is refused at once.
     pub kill_switch: KillSwitch,
     /// Where the label that allows sessions is demanded.
@@ -77,7 +92,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             readable: Ok(()),
-            seen: true,
+            seen: Seen::Yes,
             kill_switch: KillSwitch::None,
             opt_in: OptIn::None,
             max_timeout_seconds: MAX_TIMEOUT_SECONDS,
@@ -96,11 +111,25 @@ impl Settings {
         }
     }
 
-    /// Settings of which nothing was ever read.
-    pub fn unseen(why: impl Into<String>) -> Self {
+    /// Settings of which nothing was heard yet: nobody answered.
+    pub fn unread(why: impl Into<String>) -> Self {
         Self {
-            seen: false,
+            seen: Seen::NotYet,
             ..Self::unreadable(why)
+        }
+    }
+
+    /// What becomes of them when there is no ConfigMap, or none that may be read. What was known holds on for what only
+    /// reads; where there never was one, nothing is known.
+    #[must_use]
+    pub fn without(&self, why: impl Into<String>) -> Self {
+        Self {
+            readable: Err(why.into()),
+            seen: match self.seen {
+                Seen::Yes => Seen::Yes,
+                Seen::NotYet | Seen::Absent => Seen::Absent,
+            },
+            ..self.clone()
         }
     }
 
@@ -175,21 +204,38 @@ fn shown(value: &str) -> String {
         .collect()
 }
 
-/// Watches the ConfigMap `name`, and returns its settings as soon as they are known or `FIRST_LOOK` is over: until then,
-/// and as long as there was no such ConfigMap, they count as unseen. A watch that fails keeps what was known. Without a name
-/// there is no ConfigMap and every setting has its default.
+/// The pauses of a watch that fails, none of them longer than [`LONGEST_PAUSE`].
+struct Pauses(watcher::DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+/// Watches the ConfigMap `name`, and returns its settings as soon as they are known or `FIRST_LOOK` is over. A watch that
+/// fails keeps what was known. Without a name there is no ConfigMap and every setting has its default.
 pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Receiver<Settings> {
     if name.is_empty() {
         return watch::channel(Settings::default()).1;
     }
     let place = format!("ConfigMap {namespace}/{name}");
     let (sender, mut receiver) =
-        watch::channel(Settings::unseen(format!("{place} was not read yet")));
+        watch::channel(Settings::unread(format!("{place} was not read yet")));
     receiver.borrow_and_update();
     let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     tokio::spawn(async move {
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let pauses = Pauses(watcher::DefaultBackoff::default());
+        let mut events = watcher(api, config).backoff(pauses).boxed();
         let mut listed = None;
         while let Some(event) = events.next().await {
             let settings = match event {
@@ -201,20 +247,28 @@ pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Rece
                     listed = Some(map);
                     continue;
                 }
-                Ok(watcher::Event::InitDone) => listed.take().map(read_map),
-                Ok(watcher::Event::Apply(map)) => Some(read_map(map)),
-                Ok(watcher::Event::Delete(_)) => None,
+                Ok(watcher::Event::InitDone) => match listed.take() {
+                    Some(map) => read_map(map),
+                    None => sender.borrow().without(format!("there is no {place}")),
+                },
+                Ok(watcher::Event::Apply(map)) => read_map(map),
+                Ok(watcher::Event::Delete(_)) => {
+                    sender.borrow().without(format!("there is no {place}"))
+                }
                 Err(failed) => {
                     warn!(error = %describe(&failed), "the watch of {place} failed");
-                    continue;
+                    let known = sender.borrow().clone();
+                    match failed {
+                        // An answer, and one that will not pass by itself.
+                        watcher::Error::InitialListFailed(answer)
+                            if known.seen == Seen::NotYet && !passes(&answer) =>
+                        {
+                            known.without(format!("{place} cannot be read: {answer}"))
+                        }
+                        _ => continue,
+                    }
                 }
             };
-            // What was known holds on for what only reads, when the ConfigMap is deleted. Where there never was one, nothing
-            // is known.
-            let settings = settings.unwrap_or_else(|| Settings {
-                readable: Err(format!("there is no {place}")),
-                ..sender.borrow().clone()
-            });
             match &settings.readable {
                 Ok(()) => info!(?settings, "settings"),
                 Err(wrong) => error!(
@@ -231,7 +285,7 @@ pub async fn watched(client: Client, namespace: &str, name: &str) -> watch::Rece
         .await
         .is_err()
     {
-        warn!("the settings were not read in time; until they are, every session is refused");
+        warn!("the settings were not read in time; until they are, every session waits");
     }
     receiver
 }

@@ -86,12 +86,13 @@ fn settings_that_cannot_be_read_refuse_what_runs_code_alone() {
 #[tokio::test(start_paused = true)]
 async fn settings_that_were_never_read_are_waited_for_and_then_refuse_every_session() {
     let (fences, api, settings) = fences(EVERYTHING);
-    settings.send_replace(Settings::unseen("ConfigMap a/b was not read yet"));
+    let unread = Settings::unread("ConfigMap a/b was not read yet");
+    settings.send_replace(unread.without("there is no ConfigMap a/b"));
     let began = Instant::now();
     for session in [stacks(), script()] {
         is_denied(
             fences.session(&session, None).await.unwrap(),
-            "ConfigMap a/b was not read yet",
+            "there is no ConfigMap a/b",
         );
     }
     let pod = testing::pod(json!({}));
@@ -107,6 +108,30 @@ async fn settings_that_were_never_read_are_waited_for_and_then_refuse_every_sess
     let before = Instant::now();
     waits.await.unwrap().unwrap();
     assert_eq!(before.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_has_not_said_what_the_settings_are_refuses_nobody() {
+    let (fences, _api, settings) = fences(EVERYTHING);
+    let unread = Settings::unread("ConfigMap a/b was not read yet");
+    settings.send_replace(unread.clone());
+    let stacks = stacks();
+    let began = Instant::now();
+    let mut waits = Box::pin(fences.session(&stacks, None));
+    let most = OUTAGE_LIMIT.checked_sub(Duration::from_secs(1)).unwrap();
+    assert!(
+        tokio::time::timeout(most, waits.as_mut()).await.is_err(),
+        "it was refused while nothing was known"
+    );
+    settings.send_replace(Settings::default());
+    waits.await.unwrap().unwrap();
+    assert!(began.elapsed() <= OUTAGE_LIMIT);
+    // It is waited for as long as for any other answer, and no longer.
+    settings.send_replace(unread);
+    let began = Instant::now();
+    let refused = fences.session(&stacks, None).await.unwrap();
+    is_denied(refused, "ConfigMap a/b was not read yet");
+    assert!(began.elapsed() <= OUTAGE_LIMIT + FIRST_SETTINGS);
 }
 
 #[test]

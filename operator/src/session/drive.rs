@@ -28,7 +28,7 @@ use tracing::{Instrument, warn};
 
 use self::board::{Board, SHOW_EVERY};
 pub(super) use self::end::report;
-use self::run::{Ended, Run};
+use self::run::{Ended, Run, told_to_end};
 pub(super) use self::withdraw::{Withdrawn, withdraw};
 use super::result::{PodEnd, by_pod};
 use super::targets::{self, Candidate};
@@ -110,7 +110,15 @@ pub async fn drive<C: Connect>(
     let known = session.status.as_ref().map(|status| &status.targets);
     let fresh = known.is_none_or(Vec::is_empty);
     let chosen = match chosen {
-        Ok(targets) if fresh => gate.begin().await?.map(|()| targets),
+        Ok(targets) if fresh => {
+            let answer = tokio::select! {
+                answer = gate.begin() => answer?,
+                // The runs hear of it before they do anything.
+                () = told_to_end(signals.clone()) => Ok(()),
+            };
+            pass(&signals, &signal);
+            answer.map(|()| targets)
+        }
         chosen => chosen,
     };
     let mut lone = None;
@@ -275,17 +283,23 @@ async fn listen_for_the_switch<C>(
 async fn pass_on(from: &mut watch::Receiver<Signal>, to: &watch::Sender<Signal>) -> Infallible {
     loop {
         let closed = from.changed().await.is_err();
-        let news = from.borrow_and_update().clone();
-        to.send_modify(|signal| {
-            signal.gone |= news.gone || closed;
-            if news.latest.is_some() {
-                signal.latest = news.latest;
-            }
-        });
+        pass(from, to);
         if closed {
             return std::future::pending().await;
         }
     }
+}
+
+/// Tells the runs what the outside has said so far.
+fn pass(from: &watch::Receiver<Signal>, to: &watch::Sender<Signal>) {
+    let closed = from.has_changed().is_err();
+    let news = from.borrow().clone();
+    to.send_modify(|signal| {
+        signal.gone |= news.gone || closed;
+        if news.latest.is_some() {
+            signal.latest = news.latest;
+        }
+    });
 }
 
 /// Where each pod stands in the status, which is sorted by name; they are worked on in the order in which they were

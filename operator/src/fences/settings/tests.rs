@@ -1,4 +1,6 @@
+use http::Method;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::*;
 use crate::testing::FakeApi;
@@ -29,7 +31,7 @@ fn what_the_chart_writes_can_be_read() {
         found,
         Settings {
             readable: Ok(()),
-            seen: true,
+            seen: Seen::Yes,
             kill_switch: KillSwitch::CodeRunning,
             opt_in: OptIn::Pod,
             max_timeout_seconds: 600,
@@ -90,7 +92,7 @@ async fn a_change_is_in_force_at_once_and_a_deletion_fails_closed() {
     api.remove(path);
     settings.changed().await.unwrap();
     let kept = settings.borrow_and_update().clone();
-    assert!(kept.readable.is_err() && kept.seen);
+    assert!(kept.readable.is_err() && kept.seen == Seen::Yes);
     assert_eq!(
         kept.kill_switch,
         KillSwitch::All,
@@ -103,7 +105,7 @@ async fn a_config_map_that_is_not_there_fails_closed_and_no_name_means_none() {
     let (client, _api) = FakeApi::new();
     let settings = watched(client.clone(), "sidewinder-system", "sidewinder-settings").await;
     let found = settings.borrow().clone();
-    assert!(!found.seen, "nobody knows what it said");
+    assert_eq!(found.seen, Seen::Absent, "nobody knows what it said");
     let wrong = found.readable.unwrap_err();
     assert!(
         wrong.contains("there is no ConfigMap sidewinder-system/sidewinder-settings"),
@@ -111,4 +113,65 @@ async fn a_config_map_that_is_not_there_fails_closed_and_no_name_means_none() {
     );
     let none = watched(client, "sidewinder-system", "").await;
     assert_eq!(*none.borrow(), Settings::default());
+}
+
+const MAP: &str = "/api/v1/namespaces/sidewinder-system/configmaps/sidewinder-settings";
+
+fn with_kill_switch(value: &str) -> serde_json::Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "sidewinder-settings", "uid": "1"}, "data": {"killSwitch": value}})
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_says_nothing_of_what_there_is() {
+    let (client, api) = FakeApi::new();
+    api.put(MAP, &with_kill_switch("All"));
+    // Longer than the first look is waited for.
+    for _ in 0..20 {
+        api.refuse(Method::GET, "configmaps", "", 503, "away");
+    }
+    let mut settings = watched(client, "sidewinder-system", "sidewinder-settings").await;
+    let found = settings.borrow_and_update().clone();
+    assert_eq!(found.seen, Seen::NotYet);
+    settings.changed().await.unwrap();
+    let found = settings.borrow_and_update().clone();
+    assert_eq!(
+        (found.seen, found.kill_switch),
+        (Seen::Yes, KillSwitch::All)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kill_switch_is_heard_soon_after_an_outage() {
+    let (client, api) = FakeApi::new();
+    api.put(MAP, &with_kill_switch("None"));
+    // As many tries as the pauses of other watches would make minutes of.
+    let tries = 12;
+    for _ in 0..tries {
+        api.refuse(Method::GET, "configmaps", "watch=true", 503, "away");
+    }
+    let mut settings = watched(client, "sidewinder-system", "sidewinder-settings").await;
+    assert_eq!(*settings.borrow_and_update(), Settings::default());
+    let began = Instant::now();
+    api.put(MAP, &with_kill_switch("All"));
+    settings.changed().await.unwrap();
+    assert_eq!(settings.borrow_and_update().kill_switch, KillSwitch::All);
+    let took = began.elapsed();
+    assert!(took <= (tries + 1) * LONGEST_PAUSE, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_config_map_that_may_not_be_read_is_an_answer() {
+    let (client, api) = FakeApi::new();
+    api.refuse(
+        Method::GET,
+        "configmaps",
+        "",
+        403,
+        "configmaps is forbidden",
+    );
+    let settings = watched(client, "sidewinder-system", "sidewinder-settings").await;
+    let found = settings.borrow().clone();
+    assert_eq!(found.seen, Seen::Absent);
+    let wrong = found.readable.unwrap_err();
+    assert!(wrong.contains("configmaps is forbidden"), "{wrong}");
 }

@@ -50,6 +50,16 @@ pub(super) enum Ended {
     Stopped(Outcome),
 }
 
+/// What the gate says of a step.
+enum Said {
+    /// It may be done.
+    Go,
+    /// It may not.
+    No(Refusal),
+    /// What it was asked about has changed: it is to be planned again.
+    LookAgain,
+}
+
 /// The work on one pod.
 pub(super) struct Run<'a, C> {
     pub(super) context: &'a Context<C>,
@@ -128,11 +138,7 @@ impl<'a, C: Connect> Run<'a, C> {
         self.take_up();
         self.recall_refusals();
         if self.session.spec.dry_run {
-            let end = match self.refused_at_the_gate().await? {
-                Some(end) => end,
-                None => self.preflight().await?,
-            };
-            return Ok(self.ended(end));
+            return self.dry_run().await;
         }
         loop {
             self.take_signal();
@@ -143,18 +149,24 @@ impl<'a, C: Connect> Run<'a, C> {
             let step = self.plan();
             debug!(step = step_name(&step), "next");
             faults::at(Point::before(&step)).await;
-            if self.touches(&step)
-                && let Some(end) = self.refused_at_the_gate().await?
-            {
-                return Ok(self.ended(end));
+            if self.touches(&step) {
+                faults::at(Point::Gate).await;
+                match self.at_the_gate().await? {
+                    Said::Go => {}
+                    Said::No(refusal) => return Ok(self.ended(end_of(refusal))),
+                    Said::LookAgain => continue,
+                }
             }
-            if self.may_begin(&step)
-                && let Some(pod) = &self.observed.pod
-                && let Err(refusal) = self.gate.act(pod).await?
-            {
-                info!(reason = %refusal.reason, "what its agent does not know is not begun any more");
-                self.observed.barred = Some(refusal);
-                continue;
+            if self.may_begin(&step) {
+                match self.at_the_gate().await? {
+                    Said::Go => {}
+                    Said::No(refusal) => {
+                        info!(reason = %refusal.reason, "what its agent does not know is not begun any more");
+                        self.observed.barred = Some(refusal);
+                        continue;
+                    }
+                    Said::LookAgain => continue,
+                }
             }
             let began = Instant::now();
             if let Step::End(end) = step {
@@ -260,12 +272,37 @@ impl<'a, C: Connect> Run<'a, C> {
             && self.observed.barred.is_none()
     }
 
-    async fn refused_at_the_gate(&mut self) -> Result<Option<plan::End>, Error> {
+    /// What the gate says of the pod as it is known. Where that takes long, because the API server is away, a session that
+    /// is told to stop meanwhile does not wait for it.
+    async fn at_the_gate(&mut self) -> Result<Said, Error> {
         let Some(pod) = &self.observed.pod else {
-            return Ok(None);
+            return Ok(Said::Go);
         };
-        faults::at(Point::Gate).await;
-        Ok(self.gate.act(pod).await?.err().map(end_of))
+        let cancelled = self.observed.cancelled_since.is_some();
+        let said = tokio::select! {
+            said = self.gate.act(pod) => said?,
+            () = told_to_end(self.signals.clone()), if !cancelled => {
+                self.gone |= self.signals.has_changed().is_err();
+                return Ok(Said::LookAgain);
+            }
+        };
+        Ok(said.map_or_else(Said::No, |()| Said::Go))
+    }
+
+    async fn dry_run(mut self) -> Result<Ended, Error> {
+        while self.observed.cancelled_since.is_none() {
+            faults::at(Point::Gate).await;
+            match self.at_the_gate().await? {
+                Said::Go => break,
+                Said::No(refusal) => return Ok(self.ended(end_of(refusal))),
+                Said::LookAgain => self.take_signal(),
+            }
+            if self.gone {
+                return Ok(Ended::Stopped(Outcome::Gone));
+            }
+        }
+        let end = self.preflight().await?;
+        Ok(self.ended(end))
     }
 
     fn ended(mut self, end: plan::End) -> Ended {

@@ -146,6 +146,48 @@ async fn the_kill_switch_refuses_what_comes_and_stops_what_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_the_settings_are_not_known_nothing_ends_but_what_is_told_to_stop() {
+    let minutes = Duration::from_mins(5);
+    for spec in [
+        json!({"stacks": {}}),
+        json!({"stacks": {}, "dryRun": true}),
+        json!({"remoteExec": {"script": "print(1)"}}),
+    ] {
+        for (told, expected) in [("nothing", ENDED), ("cancel", ENDED), ("gone", GONE)] {
+            let agents = Agents::new("i1", Some(Reason::Succeeded));
+            let (world, settings) = fenced(&agents, &pod(json!({})), &session(spec.clone()), false);
+            settings.send_replace(settings::Settings::unread("nobody answered yet"));
+            let began = Instant::now();
+            let tell = async {
+                tokio::time::sleep(minutes).await;
+                assert!(world.status()["completionTime"].is_null());
+                is_untouched(&world);
+                match told {
+                    "nothing" => {
+                        settings.send_replace(settings::Settings::default());
+                    }
+                    "cancel" => world.cancel(),
+                    _ => world.signals.send_modify(|signal| signal.gone = true),
+                }
+            };
+            let (outcome, ()) = tokio::join!(world.drive(), tell);
+            assert_eq!(outcome, expected, "{spec} {told}");
+            assert!(began.elapsed() < minutes + Duration::from_secs(10));
+            let reason = &world.status()["reason"];
+            match told {
+                "nothing" if spec["dryRun"] == true => assert_eq!(reason, "DryRun"),
+                "nothing" => assert_eq!(reason, "Succeeded"),
+                "cancel" => assert_eq!(reason, "Cancelled"),
+                _ => assert!(reason.is_null()),
+            }
+            if told != "nothing" {
+                is_untouched(&world);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_turn_that_never_comes_ends_the_session_and_a_cancelled_wait_ends_at_once() {
     let agents = Agents::new("i1", Some(Reason::Succeeded));
     let (world, _settings) = fenced(&agents, &pod(json!({})), &exec(), false);
