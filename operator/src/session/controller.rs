@@ -17,7 +17,7 @@ use sidewinder_crds::DebugSession;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::finished::{UNFINISHED, expiries};
+use super::finished::{PAGE, UNFINISHED, expiries};
 use super::light::Light;
 use super::supervisor::Supervisor;
 use super::{Context, plan};
@@ -74,9 +74,7 @@ async fn news<C: Connect>(supervisor: Arc<Supervisor<C>>, namespace: Option<Stri
         api(&supervisor.context.client, namespace.as_deref());
     // After a gap in the watch: what ran before the new list was asked for and is not on it is gone.
     let mut missing = HashSet::new();
-    let mut events = watcher(sessions, watcher::Config::default())
-        .default_backoff()
-        .boxed();
+    let mut events = watcher(sessions, paged()).default_backoff().boxed();
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Init) => missing = supervisor.known(),
@@ -107,6 +105,12 @@ async fn news<C: Connect>(supervisor: Arc<Supervisor<C>>, namespace: Option<Stri
             Err(failed) => debug!(error = %describe(&failed), "the watch of deletions failed"),
         }
     }
+}
+
+/// A watch that begins with a list of small pages: a page is in memory as a whole before anything of it can be left out.
+/// A streaming list would come one by one, but not every Kubernetes has it (KEP-3157: by default from 1.34 on).
+fn paged() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE)
 }
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
@@ -177,9 +181,9 @@ pub async fn run<C: Connect>(
     };
     let news = news(Arc::clone(&supervisor), namespace.clone());
     let config = if by_phase {
-        watcher::Config::default().fields(UNFINISHED)
+        paged().fields(UNFINISHED)
     } else {
-        watcher::Config::default()
+        paged()
     };
     let controller = Controller::new(sessions, config)
         .with_config(controller::Config::default().concurrency(32))
@@ -207,6 +211,7 @@ pub async fn run<C: Connect>(
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
     use serde_json::{Value, json};
     use sidewinder_model::{Reason, ToAgent};
 
@@ -297,6 +302,21 @@ mod tests {
         })
         .await;
         assert_eq!(api.get(&kept).unwrap()["status"]["phase"], "Succeeded");
+        // Whoever lists sessions holds a page of them at once, scripts and all.
+        let lists = api.made(&Method::GET, "/debugsessions");
+        let lists: Vec<_> = lists
+            .iter()
+            .filter(|made| !made.query.contains("watch=true"))
+            .collect();
+        assert!(lists.len() >= 4, "{lists:?}");
+        for list in lists {
+            let limit = list
+                .query
+                .split('&')
+                .find_map(|it| it.strip_prefix("limit="));
+            let limit: u32 = limit.unwrap().parse().unwrap();
+            assert!(limit <= PAGE, "{list:?}");
+        }
         // One that comes later, with a time to live that ends while the operator runs.
         let brief = put(
             &api,

@@ -25,8 +25,9 @@ use crate::relay::connect::Connect;
 
 /// How often the sessions that have ended are read.
 const ROUND: Duration = Duration::from_mins(5);
-/// How many are read at a time. A session has at most 256 KiB of status and a script of as much.
-const PAGE: u32 = 50;
+/// How many are read at a time. A session has at most 256 KiB of status, a script of as much, and a copy of that which
+/// `kubectl apply` keeps.
+pub(super) const PAGE: u32 = 50;
 /// How many deletions wait for their moment; the others are found by a later round.
 const MAX_WAITING: usize = 4096;
 /// The phases of sessions that have ended.
