@@ -88,9 +88,9 @@ pub mod env {
     pub const REQUIRE_REQUESTER: &str = "SIDEWINDER_REQUIRE_REQUESTER";
     /// How many targets of one pod are worked on at once (default 4).
     pub const MAX_PER_POD: &str = "SIDEWINDER_MAX_PER_POD";
-    /// How many requests of the API server the operator makes each second for long (default 500).
+    /// How many requests of the API server the operator makes each second for long (default 500, at least 20).
     pub const API_REQUESTS_PER_SECOND: &str = "SIDEWINDER_API_REQUESTS_PER_SECOND";
-    /// How many requests of the API server the operator may make at once (default 1000).
+    /// How many requests of the API server the operator may make at once (default 1000, at least 20).
     pub const API_BURST: &str = "SIDEWINDER_API_BURST";
     /// How many targets on one node are worked on at once (default 64).
     pub const MAX_PER_NODE: &str = "SIDEWINDER_MAX_PER_NODE";

@@ -476,8 +476,9 @@ fn wrong_values_are_refused_by_name() {
         ("results.maxBytes=1000", "/results/maxBytes"),
         ("results.memoryBytes=1000", "/results/memoryBytes"),
         ("maxConcurrent=0", "/maxConcurrent"),
-        ("api.requestsPerSecond=0", "/api/requestsPerSecond"),
+        ("api.requestsPerSecond=19", "/api/requestsPerSecond"),
         ("api.burst=0", "/api/burst"),
+        ("api.burst=19", "/api/burst"),
         (
             "sidecar.agentIdleSeconds=86401",
             "/sidecar/agentIdleSeconds",

@@ -19,7 +19,7 @@ use crate::session::Settings;
 use crate::session::result::Sensitive;
 use crate::session::result::spill::{DOCUMENT_BYTES, MIN_DOCUMENT_BYTES};
 use crate::telemetry::traces::TraceArgs;
-use crate::throttle::Throttle;
+use crate::throttle::{FEWEST, Throttle};
 
 /// The controller of `DebugSession`s.
 #[derive(Clone, Debug, Parser)]
@@ -84,10 +84,10 @@ pub struct Args {
     #[arg(long, env = env::MAX_PER_NODE, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_per_node: u16,
     /// How many requests of the API server are made each second for long.
-    #[arg(long, env = env::API_REQUESTS_PER_SECOND, default_value = "500")]
+    #[arg(long, env = env::API_REQUESTS_PER_SECOND, default_value = "500", value_parser = requests)]
     pub api_requests_per_second: NonZeroU32,
     /// How many requests of the API server may be made at once.
-    #[arg(long, env = env::API_BURST, default_value = "1000")]
+    #[arg(long, env = env::API_BURST, default_value = "1000", value_parser = requests)]
     pub api_burst: NonZeroU32,
     /// The operator's own pod: its identity among the replicas.
     #[arg(long, env = env::POD_NAME, default_value = "")]
@@ -136,6 +136,14 @@ fn sidecars(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=999) => Ok(count),
         _ => Err("must be a number from 1 to 999".to_owned()),
+    }
+}
+
+/// A number of requests.
+fn requests(text: &str) -> Result<NonZeroU32, String> {
+    match text.parse::<NonZeroU32>() {
+        Ok(count) if count.get() >= FEWEST => Ok(count),
+        _ => Err(format!("must be a number of at least {FEWEST}")),
     }
 }
 
@@ -247,6 +255,9 @@ mod tests {
             ["--result-memory-bytes", "1048576"],
             ["--max-per-pod", "0"],
             ["--max-per-node", "0"],
+            ["--api-requests-per-second", "19"],
+            ["--api-burst", "0"],
+            ["--api-burst", "many"],
             ["--require-policies", "maybe"],
             ["--http-address", "8080"],
             ["--leader-election", "perhaps"],
@@ -254,6 +265,14 @@ mod tests {
             let args = [&["--sidecar-image", "x"][..], &wrong].concat();
             assert!(parse(&args).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn the_fewest_requests_are_enough() {
+        let few = ["--api-requests-per-second", "20", "--api-burst", "20"];
+        let args = parse(&[&["--sidecar-image", "x"][..], &few].concat()).unwrap();
+        assert_eq!(args.api_requests_per_second.get(), FEWEST);
+        assert_eq!(args.api_burst.get(), FEWEST);
     }
 
     #[test]

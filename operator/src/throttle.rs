@@ -1,7 +1,11 @@
 //! How often the operator asks the API server at most: a limit of its own, so that no number of sessions makes it the
 //! client that the others have to wait behind. The server's own limits (API Priority and Fairness) stand above it.
 //!
-//! The lease is not counted: a leader that waits for itself would lose it.
+//! Requests go in the order in which they come, so that none waits for ever behind newer ones: each wait counts within the
+//! limit that its caller sets.
+//!
+//! Two are not counted: the lease, since a leader that waits for itself would lose it, and the watch of the settings, since
+//! the kill switch must reach an operator that is busy.
 
 use std::num::NonZeroU32;
 use std::pin::Pin;
@@ -12,16 +16,33 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::{Request, Response};
 use kube::client::Body;
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::Mutex;
 use tower::{BoxError, Layer, Service, ServiceExt as _};
+
+/// The fewest requests each second, and at once, that the operator can work with: each waits within a limit of seconds,
+/// and those that come together are some per session.
+pub const FEWEST: u32 = 20;
 
 /// Whose requests are never held back.
 const LEASES: &str = "/apis/coordination.k8s.io/";
+
+/// Whether a request is one that is never held back.
+fn is_exempt(path: &str) -> bool {
+    if path.starts_with(LEASES) {
+        return true;
+    }
+    // Only the settings are listed and watched; a script's ConfigMap is read by name.
+    let words: Vec<&str> = path.trim_matches('/').split('/').collect();
+    matches!(words[..], ["api", "v1", "namespaces", _, "configmaps"])
+}
 
 /// A limit on requests: each takes one of so many that come each second, and `burst` of them may be saved. Clones share
 /// the limit.
 #[derive(Clone, Debug)]
 pub struct Throttle {
     limiter: Arc<DefaultDirectRateLimiter>,
+    /// Held by whoever is first among those that wait. It is fair: the others follow in their order.
+    line: Arc<Mutex<()>>,
     waited: Counter,
 }
 
@@ -31,16 +52,24 @@ impl Throttle {
         let quota = Quota::per_second(per_second).allow_burst(burst);
         Self {
             limiter: Arc::new(RateLimiter::direct(quota)),
+            line: Arc::default(),
             waited,
         }
     }
 
     /// Waits until one more request may be sent.
     async fn turn(&self) {
-        if self.limiter.check().is_err() {
-            self.waited.inc();
-            self.limiter.until_ready().await;
+        // The limiter itself keeps no order: all that sleep there wake together, and whoever comes then is as good.
+        let first = self.line.try_lock();
+        if first.is_ok() && self.limiter.check().is_ok() {
+            return;
         }
+        self.waited.inc();
+        let _first = match first {
+            Ok(first) => first,
+            Err(_) => self.line.lock().await,
+        };
+        self.limiter.until_ready().await;
     }
 }
 
@@ -80,7 +109,7 @@ where
         let inner = self.inner.clone();
         let throttle = self.throttle.clone();
         Box::pin(async move {
-            if !request.uri().path().starts_with(LEASES) {
+            if !is_exempt(request.uri().path()) {
                 throttle.turn().await;
             }
             inner.oneshot(request).await
@@ -100,9 +129,60 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
+    use futures::StreamExt as _;
     use tower::service_fn;
 
     use super::*;
+
+    #[test]
+    fn the_lease_and_the_settings_alone_are_not_held_back() {
+        for path in [
+            "/apis/coordination.k8s.io/v1/namespaces/a/leases/b",
+            "/api/v1/namespaces/sidewinder-system/configmaps",
+        ] {
+            assert!(is_exempt(path), "{path}");
+        }
+        for path in [
+            "/api/v1/namespaces/a/configmaps/scripts",
+            "/api/v1/namespaces/configmaps",
+            "/api/v1/namespaces/a/pods/configmaps",
+            "/api/v1/configmaps",
+            "/api/v1/namespaces/a/pods",
+        ] {
+            assert!(!is_exempt(path), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_go_in_the_order_in_which_they_come() {
+        let throttle = Throttle::new(number(20), number(1), Counter::default());
+        throttle.turn().await;
+        let gone = std::sync::Mutex::new(Vec::new());
+        let waiting: Vec<_> = (0..8)
+            .map(|place| {
+                let (throttle, gone) = (&throttle, &gone);
+                async move {
+                    throttle.turn().await;
+                    gone.lock().unwrap().push(place);
+                }
+            })
+            .collect();
+        let mut waiting: futures::stream::FuturesUnordered<_> = waiting.into_iter().collect();
+        // All of them stand in line.
+        assert!(futures::poll!(waiting.next()).is_pending());
+        // One that gives up holds nobody back.
+        let given_up = tokio::time::timeout(Duration::from_millis(1), throttle.turn());
+        assert!(given_up.await.is_err());
+        // Whoever comes at the moment at which one may go is behind them all the same.
+        std::thread::sleep(Duration::from_millis(60));
+        let late = async {
+            throttle.turn().await;
+            gone.lock().unwrap().push(8);
+        };
+        let all = async { while waiting.next().await.is_some() {} };
+        tokio::join!(late, all);
+        assert!(gone.lock().unwrap().iter().copied().eq(0..9));
+    }
 
     fn number(number: u32) -> NonZeroU32 {
         NonZeroU32::new(number).unwrap()
