@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::error::{Error, patiently};
 use crate::inject::Refusal;
 
-/// How long a look is believed. The API server itself takes about a second to enforce what changed.
+/// How long a look is believed, from before it was begun. The API server itself takes about a second to enforce what changed.
 const BELIEVED: Duration = Duration::from_secs(2);
 /// How long policies that are not there are waited for, since an install may make them after the operator.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -76,7 +76,7 @@ pub struct Policies {
     client: Client,
     own: Own,
     expected: Vec<Expected>,
-    /// The last look, and when it was.
+    /// The last look, and when it was begun.
     known: Mutex<Option<(Instant, Result<(), Refusal>)>>,
 }
 
@@ -96,18 +96,20 @@ impl Policies {
     /// # Errors
     /// When the API server does not answer. What is not in place is the inner error.
     pub async fn in_place(&self) -> Result<Result<(), Refusal>, Error> {
-        // Whoever comes while somebody looks gets the answer of that look.
+        let came = Instant::now();
         let mut known = self.known.lock().await;
-        if let Some((when, answer)) = known.as_ref()
-            && when.elapsed() < BELIEVED
+        // One that was begun since is as good as a look of one's own, however long it took.
+        if let Some((asked, answer)) = known.as_ref()
+            && (*asked >= came || asked.elapsed() < BELIEVED)
         {
             return Ok(answer.clone());
         }
         let began = Instant::now();
         loop {
+            let asked = Instant::now();
             let answer = self.look().await?.map_err(|missing| refusal(&missing));
             if answer.is_ok() || began.elapsed() >= PATIENCE {
-                *known = Some((Instant::now(), answer.clone()));
+                *known = Some((asked, answer.clone()));
                 return Ok(answer);
             }
             tokio::time::sleep(PAUSE).await;
@@ -340,4 +342,4 @@ fn same(expected: &str, found: &str, own: &Own) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -231,7 +231,7 @@ fn scripts_are_known_by_their_digest() {
 fn fences(demands: Demands) -> (Fences, FakeApi, watch::Sender<Settings>) {
     let (client, api) = FakeApi::new();
     let (sender, settings) = watch::channel(Settings::default());
-    let own = policies::Own::new("sidewinder-system", "registry.example/sidecar:1");
+    let own = policies::tests::own();
     let fences = Fences::new(
         client.clone(),
         demands,
@@ -377,4 +377,25 @@ async fn rights_are_asked_for_once_for_pods_that_come_together_and_again_later()
     // A refusal is not remembered.
     gate.act(&pod).await.unwrap().unwrap_err();
     assert_eq!(api.made(&Method::POST, "subjectaccessreviews").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn policies_that_are_gone_are_noticed_although_the_requesters_rights_still_hold() {
+    let (fences, api, _settings) = fences(EVERYTHING);
+    policies::tests::install(&api);
+    let gate = fences.gate(named(), None);
+    let pod = testing::pod(json!({}));
+    let yes = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {}, "status": {"allowed": true}});
+    api.answer_next(Method::POST, "subjectaccessreviews", 201, yes);
+    gate.begin().await.unwrap().unwrap();
+    gate.act(&pod).await.unwrap().unwrap();
+    let policy =
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/sidewinder-code-running";
+    api.remove(policy);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    is_denied(
+        gate.act(&pod).await.unwrap(),
+        "there is no ValidatingAdmissionPolicy sidewinder-code-running",
+    );
+    assert_eq!(api.made(&Method::POST, "subjectaccessreviews").len(), 1);
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 use super::*;
 use crate::testing::FakeApi;
 
-fn own() -> Own {
+pub(in crate::fences) fn own() -> Own {
     Own::new("shop", "registry.example/sidecar@sha256:00")
 }
 
@@ -235,7 +235,7 @@ fn whatever_makes_a_binding_looser_is_seen() {
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
 const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
 
-fn install(api: &FakeApi) {
+pub(in crate::fences) fn install(api: &FakeApi) {
     for policy in expected() {
         let name = &policy.name;
         let object = json!({
@@ -293,6 +293,28 @@ async fn what_is_missing_is_named_and_what_comes_back_is_seen() {
         "{}",
         refusal.message
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_took_long_is_not_believed_for_longer() {
+    let (client, api) = FakeApi::new();
+    install(&api);
+    for _ in 0..8 {
+        api.refuse(
+            Method::GET,
+            "validatingadmissionpolicies/sidewinder-operator",
+            "",
+            503,
+            "away",
+        );
+    }
+    let policies = Policies::new(client, own());
+    let began = Instant::now();
+    policies.in_place().await.unwrap().unwrap();
+    assert!(began.elapsed() >= BELIEVED);
+    // What else was read at its beginning may have changed since.
+    api.remove(&format!("{POLICIES}/sidewinder-containers"));
+    policies.in_place().await.unwrap().unwrap_err();
 }
 
 #[tokio::test(start_paused = true)]
