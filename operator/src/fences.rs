@@ -373,7 +373,7 @@ impl Gate<'_> {
     }
 
     /// To be asked before each step that touches `pod`: whether settings and the labels of pod and namespace still allow it
-    /// (a namespace's as of [`namespaces::LIFE`] ago at most), and, for what runs code, the policies and the requester's own rights as of a moment ago.
+    /// (a namespace's as of [`namespaces::LIFE`] ago at most; the caller sees to the pod's), and, for what runs code, the policies and the requester's own rights as of a moment ago.
     ///
     /// # Errors
     /// When the API server does not answer. A refusal is the inner error.

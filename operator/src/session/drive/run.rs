@@ -22,8 +22,8 @@ use super::board::Board;
 use super::{Flow, Outcome, Signal, Target, at_most_once};
 use crate::error::Error;
 use crate::faults::{self, Point};
-use crate::fences::Gate;
 use crate::fences::slots::{Entering, Permit};
+use crate::fences::{Gate, namespaces};
 use crate::inject::{self, Refusal};
 use crate::relay::connect::{Connect, Endpoint};
 use crate::relay::{Agent, Replies};
@@ -78,6 +78,8 @@ pub(super) struct Run<'a, C> {
     pub(super) pod_changes: Option<BoxStream<'static, Option<Pod>>>,
     /// While the sidecar is brought up.
     pub(super) entering: Option<Entering>,
+    /// When the pod was read, or its watch said something.
+    pod_read: Instant,
     gate: &'a Gate<'a>,
 }
 
@@ -119,6 +121,7 @@ impl<'a, C: Connect> Run<'a, C> {
             entry: target.entry.clone(),
             pod_changes: None,
             entering: None,
+            pod_read: Instant::now(),
             gate,
         }
     }
@@ -272,21 +275,43 @@ impl<'a, C: Connect> Run<'a, C> {
             && self.observed.barred.is_none()
     }
 
-    /// What the gate says of the pod as it is known. Where that takes long, because the API server is away, a session that
-    /// is told to stop meanwhile does not wait for it.
+    /// What the gate says of the pod, whose labels are no older than it believes those of a namespace. Where that takes
+    /// long, because the API server is away, a session that is told to stop meanwhile does not wait for it.
     async fn at_the_gate(&mut self) -> Result<Said, Error> {
-        let Some(pod) = &self.observed.pod else {
-            return Ok(Said::Go);
-        };
-        let cancelled = self.observed.cancelled_since.is_some();
-        let said = tokio::select! {
-            said = self.gate.act(pod) => said?,
-            () = told_to_end(self.signals.clone()), if !cancelled => {
-                self.gone |= self.signals.has_changed().is_err();
+        // An answer that was long in coming was given to labels that may have changed since: it is asked for once more.
+        for last in [false, true] {
+            if self.is_stale() && self.pod_has_changed().await? {
                 return Ok(Said::LookAgain);
             }
-        };
-        Ok(said.map_or_else(Said::No, |()| Said::Go))
+            let Some(pod) = &self.observed.pod else { break };
+            let cancelled = self.observed.cancelled_since.is_some();
+            let said = tokio::select! {
+                said = self.gate.act(pod) => said?,
+                () = told_to_end(self.signals.clone()), if !cancelled => {
+                    self.gone |= self.signals.has_changed().is_err();
+                    return Ok(Said::LookAgain);
+                }
+            };
+            match said {
+                Err(refusal) => return Ok(Said::No(refusal)),
+                Ok(()) if last || !self.is_stale() => break,
+                Ok(()) => {}
+            }
+        }
+        Ok(Said::Go)
+    }
+
+    fn is_stale(&self) -> bool {
+        self.observed.pod.is_some() && self.pod_read.elapsed() >= namespaces::LIFE
+    }
+
+    /// Reads the pod again. Whether it is another than it was.
+    async fn pod_has_changed(&mut self) -> Result<bool, Error> {
+        let version = |pod: Option<&Pod>| pod.and_then(ResourceExt::resource_version);
+        let pod = self.read_pod().await?;
+        let changed = version(pod.as_ref()) != version(self.observed.pod.as_ref());
+        self.set_pod(pod);
+        Ok(changed)
     }
 
     async fn dry_run(mut self) -> Result<Ended, Error> {
@@ -384,16 +409,19 @@ impl<'a, C: Connect> Run<'a, C> {
     /// The pod as it is now.
     pub(super) async fn read_pod(&mut self) -> Result<Option<Pod>, Error> {
         let namespace = self.session.namespace().unwrap_or_default();
-        observe::pod(
+        let pod = observe::pod(
             &self.context.client,
             &namespace,
             self.session.spec.pod_name(),
         )
-        .await
+        .await;
+        self.pod_read = Instant::now();
+        pod
     }
 
     pub(super) fn set_pod(&mut self, pod: Option<Pod>) {
         self.observed.pod = pod;
+        self.pod_read = Instant::now();
         self.note_pod();
     }
 

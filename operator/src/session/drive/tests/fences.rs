@@ -116,6 +116,35 @@ async fn a_pod_that_keeps_sessions_out_is_left_alone_also_by_a_dry_run() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pods_label_counts_although_it_was_read_long_before() {
+    for (closed, reason) in [(true, "PolicyDenied"), (false, "Succeeded")] {
+        let agents = Agents::new("i1", Some(Reason::Succeeded));
+        let (world, _settings) = fenced(&agents, &carrying(), &asked_by_ann(), true);
+        // The API server takes its time to say that ann may.
+        for _ in 0..8 {
+            let reviews = "subjectaccessreviews";
+            world.api.refuse(Method::POST, reviews, "", 503, "away");
+        }
+        says(&world, true);
+        let close = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if closed {
+                let labels = json!({"metadata": {"labels": {"sidewinder.dev/deny": "true"}}});
+                world.api.change(POD, labels);
+            }
+        };
+        let (outcome, ()) = tokio::join!(world.drive(), close);
+        assert_eq!(outcome, ENDED);
+        assert_eq!(world.status()["reason"], reason);
+        if closed {
+            is_untouched(&world);
+        }
+        // Once at first, and once when the answer came.
+        assert_eq!(world.api.made(&Method::GET, POD).len(), 2);
+    }
+}
+
 #[tokio::test]
 async fn the_kill_switch_refuses_what_comes_and_stops_what_runs() {
     let agents = Agents::new("i1", None);
