@@ -86,7 +86,7 @@ pub mod env {
     pub const REQUIRE_POLICIES: &str = "SIDEWINDER_REQUIRE_POLICIES";
     /// Whether code runs only for a requester that the session names (default `true`).
     pub const REQUIRE_REQUESTER: &str = "SIDEWINDER_REQUIRE_REQUESTER";
-    /// How many targets of one pod are worked on at once (default 4).
+    /// How many targets of one pod are worked on at once (default 16).
     pub const MAX_PER_POD: &str = "SIDEWINDER_MAX_PER_POD";
     /// How many requests of the API server the operator makes each second for long (default 500, at least 20).
     pub const API_REQUESTS_PER_SECOND: &str = "SIDEWINDER_API_REQUESTS_PER_SECOND";

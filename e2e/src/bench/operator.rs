@@ -29,9 +29,6 @@ use crate::deploy::{self, Destination};
 use crate::operator::{self, Program};
 use crate::{images, namespace};
 
-/// How many sessions the operator works on at once on one node: all that it works on at all.
-const PER_NODE: &str = "64";
-
 /// One measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
@@ -123,9 +120,7 @@ pub(super) fn run(on: &Where, options: &Options) -> Result<()> {
                 folder.path(),
                 cluster.dir().join("logs/operator.log"),
             )
-            .await?
-            // One node stands for the many that as many pods would be on.
-            .with(names::env::MAX_PER_NODE, PER_NODE),
+            .await?,
             kubeconfig: destination.kubeconfig(),
             python: python.name(),
             audit: Audit {
