@@ -3,12 +3,35 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kube::ResourceExt as _;
+use kube::{Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use sidewinder_crds::{DebugSession, DebugSessionStatus, Phase, TargetStatus, conditions};
 use sidewinder_e2e::namespace::TestNamespace;
 use sidewinder_e2e::{answer, session_client};
 use sidewinder_model::{Frame, MAX_SUMMARY_CHARS, Reason, Stacks, Task, Tasks, Thread};
+
+/// Checks that this cluster cannot stamp who asks, where a session was not stamped. From Kubernetes 1.36 on every cluster
+/// can: there it is a defect.
+pub(crate) async fn cannot_stamp(client: &Client) -> Result<()> {
+    let version = client.apiserver_version().await?;
+    ensure!(
+        !stamps(&version.major, &version.minor),
+        "nobody is stamped, and {} has MutatingAdmissionPolicy in v1",
+        version.git_version
+    );
+    eprintln!("{} stamps nobody", version.git_version);
+    Ok(())
+}
+
+/// Whether an API server of this version has `MutatingAdmissionPolicy` in v1 (KEP-3962). Some say `36+`.
+fn stamps(major: &str, minor: &str) -> bool {
+    let number = |text: &str| text.trim_end_matches('+').parse::<u32>();
+    match (number(major), number(minor)) {
+        (Ok(major), Ok(minor)) => (major, minor) >= (1, 36),
+        // A version that nobody can read excuses nothing.
+        _ => true,
+    }
+}
 
 /// The status of a session that must be Complete for this reason.
 pub(crate) fn complete(session: &DebugSession, reason: Reason) -> Result<&DebugSessionStatus> {
@@ -194,4 +217,18 @@ pub(crate) fn frame(
         found.line
     );
     Ok(())
+}
+
+#[test]
+fn clusters_from_1_36_on_stamp() {
+    for (major, minor, expected) in [
+        ("1", "35", false),
+        ("1", "35+", false),
+        ("1", "36", true),
+        ("1", "36+", true),
+        ("2", "0", true),
+        ("", "", true),
+    ] {
+        assert_eq!(stamps(major, minor), expected, "{major}.{minor}");
+    }
 }
