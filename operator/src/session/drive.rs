@@ -13,7 +13,7 @@ mod run;
 mod withdraw;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -61,6 +61,29 @@ pub enum Outcome {
     Superseded,
 }
 
+/// The targets of a session as its work last wrote them: however an attempt ends, what it gave to agents is known.
+#[derive(Debug, Default)]
+pub struct Given(Mutex<Vec<TargetStatus>>);
+
+impl Given {
+    fn lock(&self) -> MutexGuard<'_, Vec<TargetStatus>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what stands in a session's status. Only a script is given away for good.
+    pub(super) fn note(&self, session: &DebugSession) {
+        if at_most_once(session) {
+            let status = session.status.as_ref();
+            *self.lock() = status.map_or_else(Vec::new, |status| status.targets.clone());
+        }
+    }
+
+    /// What was noted last.
+    pub(super) fn take(&self) -> Vec<TargetStatus> {
+        std::mem::take(&mut *self.lock())
+    }
+}
+
 enum Flow {
     Continue,
     Stop(Outcome),
@@ -76,7 +99,7 @@ struct Target {
     end: Option<PodEnd>,
 }
 
-/// Works on `session` until its end.
+/// Works on `session` until its end, and notes in `given` what it writes.
 ///
 /// # Errors
 /// When the API server refuses something that cannot be worked around, or stays away.
@@ -84,6 +107,7 @@ pub async fn drive<C: Connect>(
     context: &Context<C>,
     session: DebugSession,
     mut signals: watch::Receiver<Signal>,
+    given: &Given,
 ) -> Result<Outcome, Error> {
     let began = Instant::now();
     let (signal, _) = watch::channel(signals.borrow_and_update().clone());
@@ -101,7 +125,7 @@ pub async fn drive<C: Connect>(
         ..session.clone()
     };
     telemetry::session_started(&view, session.status.is_some());
-    let board = Board::new(context, &signal, session.clone(), status.clone());
+    let board = Board::new(context, &signal, given, session.clone(), status.clone());
     let view = without_script(view);
     let gate = context
         .fences

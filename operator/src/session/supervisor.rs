@@ -14,10 +14,10 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, error, info_span, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::apply::{self, Written};
-use super::drive::{self, Outcome, Signal, Withdrawn, report};
+use super::drive::{self, Given, Outcome, Signal, Withdrawn, report};
 use super::finished::Expiry;
 use super::light::lacks_its_script;
 use super::result::{self, PodEnd};
@@ -217,6 +217,7 @@ impl<C: Connect> Supervisor<C> {
         signals.mark_changed();
         let mut pause = RETRY.0;
         let mut failures = 0;
+        let given = Arc::new(Given::default());
         let mut session = session.clone();
         // Only now, that it has its turn, is its script held.
         match self.whole(&session).await {
@@ -231,20 +232,21 @@ impl<C: Connect> Supervisor<C> {
                 .1;
             }
         }
+        given.note(&session);
         loop {
             // In a task of its own, so that a bug in one session ends that session and nothing else.
             let began = Instant::now();
             let attempt = {
                 let context = Arc::clone(&self.context);
                 let session = session.clone();
-                let signals = signals.clone();
+                let (signals, given) = (signals.clone(), Arc::clone(&given));
                 let stop = self.stop.clone();
                 tokio::spawn(faults::of(
                     &session.clone(),
                     async move {
                         faults::at(Point::TakenUp).await;
                         tokio::select! {
-                            result = drive::drive(&context, session, signals) => result,
+                            result = drive::drive(&context, session, signals, &given) => result,
                             () = stop.cancelled() => Ok(Outcome::Superseded),
                         }
                     }
@@ -290,13 +292,22 @@ impl<C: Connect> Supervisor<C> {
                 () = tokio::time::sleep(jittered(pause)) => {}
                 () = async { while !signals.borrow_and_update().gone {
                     if signals.changed().await.is_err() { break; }
-                } } => break,
+                } } => {
+                    self.abandon(&session, given.take()).await;
+                    break;
+                }
             }
             pause = (pause * 2).min(RETRY.1);
             match observe::session(&self.context.client, &session).await {
                 Ok(Some(fresh)) if plan::has_ended(&fresh) => break,
-                Ok(Some(fresh)) => session = fresh,
-                Ok(None) => break,
+                Ok(Some(fresh)) => {
+                    given.note(&fresh);
+                    session = fresh;
+                }
+                Ok(None) => {
+                    self.abandon(&session, given.take()).await;
+                    break;
+                }
                 Err(failed) => warn!(error = %describe(&failed), "a session cannot be read"),
             }
             if failures >= MAX_FAILURES
@@ -328,6 +339,31 @@ impl<C: Connect> Supervisor<C> {
         }
     }
 
+    /// Stops what was given to the agents of `targets`; what is known of each, by the pod's UID.
+    async fn withdraw(
+        &self,
+        session: &DebugSession,
+        targets: Vec<TargetStatus>,
+    ) -> HashMap<String, Withdrawn> {
+        futures::stream::iter(targets)
+            .map(|target| async move {
+                let withdrawn = drive::withdraw(&self.context, session, &target).await?;
+                Some((target.pod_uid?, withdrawn))
+            })
+            .buffer_unordered(MAX_WITHDRAWN)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
+    }
+
+    /// The session was deleted while nobody worked on it: what an attempt gave to agents is told to stop, as the attempt
+    /// itself would have done.
+    async fn abandon(&self, session: &DebugSession, given: Vec<TargetStatus>) {
+        let withdrawn = self.withdraw(session, given).await;
+        info!(told = withdrawn.len(), "deleted between two attempts");
+        acknowledge(session, withdrawn.values()).await;
+    }
+
     /// Ends a session that cannot be worked on. Whether that is written; where it is not, it is tried again.
     async fn give_up(&self, session: &DebugSession, words: &str) -> bool {
         let now = Timestamp::now();
@@ -338,15 +374,7 @@ impl<C: Connect> Supervisor<C> {
             .iter()
             .flat_map(|status| status.targets.clone())
             .collect();
-        let withdrawn: HashMap<String, Withdrawn> = futures::stream::iter(targets)
-            .map(|target| async move {
-                let withdrawn = drive::withdraw(&self.context, session, &target).await?;
-                Some((target.pod_uid?, withdrawn))
-            })
-            .buffer_unordered(MAX_WITHDRAWN)
-            .filter_map(std::future::ready)
-            .collect()
-            .await;
+        let withdrawn = self.withdraw(session, targets).await;
         let known = |target: &TargetStatus| {
             let one = withdrawn.get(target.pod_uid.as_deref()?)?;
             Some((one.words.clone(), one.outcome.clone()))
@@ -376,9 +404,20 @@ impl<C: Connect> Supervisor<C> {
     }
 }
 
+/// Tells the agents that nobody needs what they keep any more. One that does not hear it forgets it by itself.
+async fn acknowledge(session: &DebugSession, withdrawn: impl Iterator<Item = &Withdrawn>) {
+    let id = session.uid().unwrap_or_default();
+    for keeper in withdrawn.filter_map(|one| one.keeper.as_ref()) {
+        let _ = keeper.acknowledge(&id).await;
+    }
+}
+
 /// A pause between a half and the whole of `pause`, so that what failed together does not come back together.
 fn jittered(pause: Duration) -> Duration {
     // The standard library's only source of chance.
     let chance = RandomState::new().hash_one(0_u8) % 512;
     pause / 2 + pause * u32::try_from(chance).unwrap_or(0) / 1024
 }
+
+#[cfg(test)]
+mod tests;

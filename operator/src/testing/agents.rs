@@ -6,6 +6,7 @@ use sidewinder_model::{
     Outcome as Answered, PROTOCOL, Reason, ScriptEnd, TargetOutcome, ToAgent, ToOperator,
 };
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Notify;
 
 use crate::relay::budget::Budget;
 use crate::relay::connect::{Connect, Endpoint};
@@ -18,6 +19,7 @@ pub(crate) struct Agents {
     /// What each request is answered with; nothing for one that is only accepted.
     answer: Option<Reason>,
     heard: Arc<Mutex<Vec<ToAgent>>>,
+    hung_up: Arc<Notify>,
     /// How many streams end right after their first request.
     cuts: Arc<Mutex<u32>>,
     /// Scripts that outlived their requests: their ends, or nothing where they are not known of.
@@ -30,6 +32,7 @@ impl Agents {
             instance,
             answer,
             heard: Arc::default(),
+            hung_up: Arc::default(),
             cuts: Arc::default(),
             ends: Arc::default(),
         }
@@ -42,6 +45,11 @@ impl Agents {
     /// Cuts the next streams right after their first request.
     pub(crate) fn cut(&self, streams: u32) {
         *self.cuts.lock().unwrap() = streams;
+    }
+
+    /// Ends the streams that are open.
+    pub(crate) fn hang_up(&self) {
+        self.hung_up.notify_waiters();
     }
 
     /// Whoever watches is told these ends.
@@ -83,9 +91,14 @@ impl Connect for Agents {
         let agents = self.clone();
         tokio::spawn(async move {
             let budget = Budget::default();
-            while let Ok(Some(received)) =
-                frame::read::<_, ToAgent>(&mut from, &budget, |_| ()).await
-            {
+            loop {
+                let received = tokio::select! {
+                    received = frame::read::<_, ToAgent>(&mut from, &budget, |_| ()) => received,
+                    () = agents.hung_up.notified() => return,
+                };
+                let Ok(Some(received)) = received else {
+                    return;
+                };
                 let message = received.message;
                 if !matches!(message, ToAgent::Ping) {
                     agents.heard().push(message.clone());

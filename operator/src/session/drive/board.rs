@@ -17,7 +17,7 @@ use sidewinder_model::Reason;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::{Flow, Outcome, Signal, Target, target_words};
+use super::{Flow, Given, Outcome, Signal, Target, target_words};
 use crate::error::{Error, describe};
 use crate::faults::{self, Point};
 use crate::relay::Agent;
@@ -62,6 +62,8 @@ pub(super) struct Board<'a, C> {
     context: &'a Context<C>,
     /// Tells the runs what a write found out.
     signal: &'a watch::Sender<Signal>,
+    /// What is written, for whoever works on after a failure.
+    given: &'a Given,
     places: Mutex<Places>,
     sheet: tokio::sync::Mutex<Sheet>,
     /// Whether a write failed: then nothing goes on, whatever else failed with it.
@@ -73,12 +75,14 @@ impl<'a, C> Board<'a, C> {
     pub(super) fn new(
         context: &'a Context<C>,
         signal: &'a watch::Sender<Signal>,
+        given: &'a Given,
         session: DebugSession,
         status: DebugSessionStatus,
     ) -> Self {
         Self {
             context,
             signal,
+            given,
             places: Mutex::default(),
             sheet: tokio::sync::Mutex::new(Sheet {
                 session,
@@ -401,6 +405,7 @@ impl<'a, C> Board<'a, C> {
                 ..written.clone()
             };
         }
+        self.given.note(&session);
         sheet.session = session;
     }
 

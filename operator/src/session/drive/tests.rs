@@ -60,7 +60,9 @@ impl World {
     /// How the work stopped: `Ended` of whatever session.
     async fn drive(&self) -> &'static str {
         let session = serde_json::from_value(self.api.get(SESSION).unwrap()).unwrap();
-        let work = Box::pin(drive(&self.context, session, self.signals.subscribe()));
+        let given = Given::default();
+        let signals = self.signals.subscribe();
+        let work = Box::pin(drive(&self.context, session, signals, &given));
         let outcome = tokio::time::timeout(Duration::from_mins(10), work)
             .await
             .expect("never ends")
@@ -326,9 +328,11 @@ async fn every_pod_of_a_selector_has_its_entry_and_the_fleet_one_line() {
 async fn who_comes_late_to_show_how_far_the_pods_are_does_not_take_the_end_back() {
     let world = world(&Agents::new("run-1", None), &pod(json!({})), &exec());
     let session: DebugSession = serde_json::from_value(world.api.get(SESSION).unwrap()).unwrap();
+    let given = Given::default();
     let board = Board::new(
         &world.context,
         &world.signals,
+        &given,
         session.clone(),
         take_up(&session, None),
     );

@@ -1,0 +1,121 @@
+//! What a session's task does beside its attempts, against an API server and agents in memory.
+
+use http::Method;
+use serde_json::{Value, json};
+use sidewinder_model::ToAgent;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::events::Events;
+use crate::metrics::{Metrics, Traffic};
+use crate::relay::pool::Pool;
+use crate::session::result::Sensitive;
+use crate::session::{Refusals, Settings, run};
+use crate::testing::{Agents, FakeApi, merge, pod, session, sidecar};
+
+const SESSIONS: &str = "/apis/sidewinder.dev/v1alpha1/namespaces/shop/debugsessions";
+const POD: &str = "/api/v1/namespaces/shop/pods/web-0";
+
+fn context(agents: &Agents) -> (Context<Agents>, FakeApi) {
+    let (client, api) = FakeApi::new();
+    api.put(POD, &pod(json!({})));
+    let context = Context {
+        client: client.clone(),
+        pool: Pool::new(agents.clone(), Traffic::default()),
+        settings: Settings {
+            sidecar: sidecar(),
+            sensitive: Sensitive::Secret,
+            result_max_bytes: crate::session::result::spill::DOCUMENT_BYTES,
+            max_concurrent: 1,
+        },
+        metrics: Metrics::new(),
+        events: Events::new(client.clone(), "test"),
+        fences: crate::testing::fences(&client),
+        refusals: Refusals::default(),
+    };
+    (context, api)
+}
+
+/// Puts a session called `name` there, which runs a script.
+fn put(api: &FakeApi, name: &str, patch: Value) -> String {
+    let script = session(json!({"remoteExec": {"script": "print(1)"}}));
+    let mut object = serde_json::to_value(script).unwrap();
+    merge(
+        &mut object,
+        json!({"metadata": {"name": name, "uid": format!("uid-{name}")}}),
+    );
+    merge(&mut object, patch);
+    let place = format!("{SESSIONS}/{name}");
+    api.put(&place, &object);
+    place
+}
+
+/// A status that says that the script was given to the agent `i1`.
+fn given() -> Value {
+    json!({"status": {"phase": "Running", "startTime": "2026-01-01T00:00:00Z", "targets": [{
+        "podName": "web-0", "podUID": "pod-uid-1", "container": "app", "containerID": "containerd://c1",
+        "sidecar": "sidewinder-app-1", "attach": "Ptrace", "agent": "i1", "phase": "Running"
+    }]}})
+}
+
+/// The controller at work, until it is told to stop.
+fn start(context: Context<Agents>) -> (CancellationToken, JoinHandle<()>) {
+    let stop = CancellationToken::new();
+    let working = run(Arc::new(context), Some("shop".to_owned()), stop.clone());
+    (stop, tokio::spawn(working))
+}
+
+/// Looks, on a clock that goes only while everybody waits, until something is true.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_mins(10), wait).await;
+    assert!(waited.is_ok(), "never came true: {what}");
+}
+
+fn cancelled(agents: &Agents, name: &str) -> bool {
+    let id = format!("uid-{name}");
+    agents.heard().contains(&ToAgent::Cancel { id })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_deleted_between_two_attempts_has_its_script_stopped() {
+    let agents = Agents::new("i1", None);
+    let (context, api) = context(&agents);
+    let place = put(&api, "script", json!({}));
+    let (stop, running) = start(context);
+    until("the script is given", || !agents.runs().is_empty()).await;
+    for _ in 0..50 {
+        api.refuse(Method::GET, "pods/web-0", "", 500, "boom");
+    }
+    let asked = api.made(&Method::GET, "pods/web-0").len();
+    agents.hang_up();
+    until("the attempt fails", || {
+        api.made(&Method::GET, "pods/web-0").len() > asked
+    })
+    .await;
+    api.remove(&place);
+    until("the script is stopped", || cancelled(&agents, "script")).await;
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_gone_after_a_failure_has_its_script_stopped() {
+    let agents = Agents::new("i1", None);
+    let (context, api) = context(&agents);
+    for _ in 0..50 {
+        api.refuse(Method::GET, "pods/web-0", "", 500, "boom");
+    }
+    // The watch has not told of it yet.
+    let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound"});
+    api.answer_next(Method::GET, "debugsessions/script", 404, gone);
+    put(&api, "script", given());
+    let (stop, running) = start(context);
+    until("the script is stopped", || cancelled(&agents, "script")).await;
+    stop.cancel();
+    running.await.unwrap();
+}
