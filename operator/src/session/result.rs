@@ -288,18 +288,22 @@ impl PodEnd {
         withdrawn: Option<(String, Option<Delivered>)>,
         sensitive: Sensitive,
     ) -> Self {
+        let Refusal {
+            reason,
+            message: said,
+        } = why;
         let given = Intent::read(std::slice::from_ref(known)).is_some();
         let (words, outcome) = withdrawn.unwrap_or_default();
         let message = if words.is_empty() {
-            why.message
+            said
         } else {
-            format!("{}; {words}", why.message)
+            format!("{said}; {words}")
         };
         let answered = outcome
             .as_ref()
             .is_some_and(|outcome| !outcome.targets.is_empty());
         let end = End {
-            reason: why.reason,
+            reason,
             message: message.clone(),
             maybe_armed: given && !answered,
             outcome,
@@ -309,9 +313,39 @@ impl PodEnd {
             end.reached = end.reached.max(Reached::Request);
         }
         if answered {
-            end.note(&format!("the operator gave up: {message}"));
+            if !session.spec.cancel {
+                end.was_not_cancelled(reason);
+            }
+            end.explain(&format!("the operator gave up: {message}"));
         }
         end
+    }
+
+    /// What the operator had stopped ended for the operator's own reason: nobody cancelled it.
+    fn was_not_cancelled(&mut self, why: Reason) {
+        let cancelled = Reason::Cancelled.to_string();
+        for entry in &mut self.entries {
+            if entry.status.reason.as_ref() == Some(&cancelled) {
+                entry.status.reason = Some(why.to_string());
+                entry.status.phase = Some(phase(why, why.is_complete()));
+            }
+        }
+        let reasons: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|entry| {
+                let reason = entry.status.reason.as_ref()?.parse().ok()?;
+                Some((entry.status.pid, reason))
+            })
+            .collect();
+        let first = self
+            .entries
+            .first()
+            .and_then(|entry| entry.status.message.clone());
+        if let Some((reason, message)) = of_processes(&reasons, first.as_deref()) {
+            self.reason = reason;
+            self.message = message;
+        }
     }
 
     /// Says something else about the pod, beside what each of its processes answered.

@@ -3,11 +3,12 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
-use sidewinder_crds::{DebugSession, ResultRef};
+use sidewinder_crds::{DebugSession, DebugSessionStatus, ResultRef};
 use tokio::sync::mpsc;
+use tracing::warn;
 
-use super::apply;
-use super::result::{Whole, spill};
+use super::result::{self, Entry, Whole, spill};
+use super::{Context, apply};
 use crate::error::{Error, describe};
 use crate::relay::budget::Budget;
 
@@ -32,6 +33,54 @@ impl NotStored {
             Self::Write(_) => describe(self),
         }
     }
+}
+
+/// What it means that the API server does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// Nothing is written, and the agents keep what they have: it is tried again.
+    Fails,
+    /// It was tried often enough: the status says so.
+    IsSaid,
+}
+
+/// Makes a status with `entries` fit, of which `base` is the rest, and stores the whole outcomes of which something was
+/// cut or kept back.
+///
+/// # Errors
+/// When nobody refused one, but the API server stays away, and that is not to be said.
+pub async fn fit_and_store<C>(
+    context: &Context<C>,
+    session: &DebugSession,
+    base: &DebugSessionStatus,
+    mut entries: Vec<&mut Entry>,
+    silence: Silence,
+) -> Result<(), Error> {
+    result::fit(base, &mut entries);
+    for entry in entries.iter_mut().filter(|entry| entry.to_store) {
+        entry.to_store = false;
+        let Some(outcome) = entry.outcome.take() else {
+            continue;
+        };
+        let limit = context.settings.result_max_bytes;
+        let budget = context.pool.budget();
+        match store(&context.client, session, &outcome, limit, budget).await {
+            Ok(reference) => {
+                let size = u32::try_from(reference.size_bytes).unwrap_or(u32::MAX);
+                context.metrics.result_bytes.observe(f64::from(size));
+                entry.status.result = Some(reference);
+            }
+            Err(NotStored::Refused(error)) if silence == Silence::Fails && error.is_silence() => {
+                return Err(error);
+            }
+            Err(error) => {
+                warn!(error = %describe(&error), "a result could not be stored");
+                entry.not_stored = Some(error.words());
+            }
+        }
+    }
+    result::fit_stored(base, &mut entries);
+    Ok(())
 }
 
 /// Stores the whole answer of one process, at most `limit` bytes of JSON. May be repeated: the

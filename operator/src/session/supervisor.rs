@@ -21,6 +21,7 @@ use super::drive::{self, Given, Outcome, Signal, Withdrawn, report};
 use super::finished::Expiry;
 use super::light::lacks_its_script;
 use super::result::{self, PodEnd};
+use super::store::{Silence, fit_and_store};
 use super::{Context, afterwards, observe, plan};
 use crate::error::describe;
 use crate::faults::{self, Point};
@@ -382,19 +383,27 @@ impl<C: Connect> Supervisor<C> {
         let sensitive = self.context.settings.sensitive;
         let mut ends = PodEnd::give_up(session, words, known, sensitive);
         let finished = result::finish(session, &ends, elapsed, now);
-        let mut entries: Vec<_> = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
-        result::fit(&finished.status, &mut entries);
-        for entry in entries.into_iter().filter(|entry| entry.to_store) {
-            entry.not_stored = Some("the operator gave the session up".to_owned());
+        let entries = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
+        // Its attempts waited for the API server; what this one does not store is lost, and its status says so.
+        let base = &finished.status;
+        if let Err(failed) =
+            fit_and_store(&self.context, session, base, entries, Silence::IsSaid).await
+        {
+            error!(error = %describe(&failed), "a session's results cannot be stored");
+            return false;
         }
         let generation = session.metadata.generation;
         let status = result::seal(finished.status.clone(), &ends, generation, now);
         match apply::status(&self.context.client, session, &status).await {
             Ok(Written::Done(session)) => {
+                acknowledge(&session, withdrawn.values()).await;
                 report(&self.context, &session, &finished, &ends, elapsed);
                 true
             }
-            Ok(Written::Gone) => true,
+            Ok(Written::Gone) => {
+                acknowledge(session, withdrawn.values()).await;
+                true
+            }
             Ok(Written::Conflict) => false,
             Err(failed) => {
                 error!(error = %describe(&failed), "a session's end cannot be written");

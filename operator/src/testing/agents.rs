@@ -20,6 +20,8 @@ pub(crate) struct Agents {
     answer: Option<Reason>,
     heard: Arc<Mutex<Vec<ToAgent>>>,
     hung_up: Arc<Notify>,
+    /// The text of each outcome.
+    text: Arc<Mutex<String>>,
     /// How many streams end right after their first request.
     cuts: Arc<Mutex<u32>>,
     /// Scripts that outlived their requests: their ends, or nothing where they are not known of.
@@ -33,6 +35,7 @@ impl Agents {
             answer,
             heard: Arc::default(),
             hung_up: Arc::default(),
+            text: Arc::default(),
             cuts: Arc::default(),
             ends: Arc::default(),
         }
@@ -45,6 +48,11 @@ impl Agents {
     /// Cuts the next streams right after their first request.
     pub(crate) fn cut(&self, streams: u32) {
         *self.cuts.lock().unwrap() = streams;
+    }
+
+    /// What each outcome says from now on.
+    pub(crate) fn say(&self, text: &str) {
+        text.clone_into(&mut self.text.lock().unwrap());
     }
 
     /// Ends the streams that are open.
@@ -107,7 +115,10 @@ impl Connect for Agents {
                     outcome: Answered {
                         id,
                         instance: agents.instance.into(),
-                        targets: vec![TargetOutcome::failed(reason, "")],
+                        targets: vec![TargetOutcome {
+                            text: agents.text.lock().unwrap().clone(),
+                            ..TargetOutcome::failed(reason, "")
+                        }],
                     }
                     .into(),
                 };

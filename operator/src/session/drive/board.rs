@@ -18,12 +18,12 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{Flow, Given, Outcome, Signal, Target, target_words};
-use crate::error::{Error, describe};
+use crate::error::Error;
 use crate::faults::{self, Point};
 use crate::relay::Agent;
 use crate::session::apply::{self, Written};
 use crate::session::result::{self, Entry, Finished, PodEnd, Reached};
-use crate::session::store::{NotStored, store};
+use crate::session::store::{Silence, fit_and_store};
 use crate::session::{Context, observe};
 
 /// How often what several pods show is written, where nothing waits for it.
@@ -222,7 +222,7 @@ impl<'a, C> Board<'a, C> {
         let mut status = progress(&sheet, &entries);
         status.target = Some(self.target(&sheet.session));
         let all = entries.iter_mut().flat_map(Shown::entries).collect();
-        self.fit_and_store(&sheet.session, &status, all).await?;
+        fit_and_store(self.context, &sheet.session, &status, all, Silence::Fails).await?;
         status.targets = result::within_limit(entries.iter_mut().map(|shown| {
             let entries = shown.entries();
             entries.map(|entry| entry.status.clone()).collect()
@@ -273,8 +273,8 @@ impl<'a, C> Board<'a, C> {
         finished.status.target = Some(self.target(&sheet.session));
         let all = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
         faults::at(Point::Finish).await;
-        self.fit_and_store(&sheet.session, &finished.status, all)
-            .await?;
+        let session = &sheet.session;
+        fit_and_store(self.context, session, &finished.status, all, Silence::Fails).await?;
         faults::at(Point::Stored).await;
         let generation = sheet.session.metadata.generation;
         let status = std::mem::take(&mut finished.status);
@@ -318,43 +318,6 @@ impl<'a, C> Board<'a, C> {
                 place.end = Some(end);
             }
         }
-    }
-
-    /// Makes a status with `entries` fit, of which `base` is the rest, and stores the whole outcomes of which something was
-    /// cut or kept back.
-    ///
-    /// # Errors
-    /// When nobody refused one, but the API server stays away: the agents keep what is not written.
-    async fn fit_and_store(
-        &self,
-        session: &DebugSession,
-        base: &DebugSessionStatus,
-        mut entries: Vec<&mut Entry>,
-    ) -> Result<(), Error> {
-        result::fit(base, &mut entries);
-        for entry in entries.iter_mut().filter(|entry| entry.to_store) {
-            entry.to_store = false;
-            let Some(outcome) = entry.outcome.take() else {
-                continue;
-            };
-            let context = self.context;
-            let limit = context.settings.result_max_bytes;
-            let budget = context.pool.budget();
-            match store(&context.client, session, &outcome, limit, budget).await {
-                Ok(reference) => {
-                    let size = u32::try_from(reference.size_bytes).unwrap_or(u32::MAX);
-                    context.metrics.result_bytes.observe(f64::from(size));
-                    entry.status.result = Some(reference);
-                }
-                Err(NotStored::Refused(error)) if error.is_silence() => return Err(error),
-                Err(error) => {
-                    warn!(error = %describe(&error), "a result could not be stored");
-                    entry.not_stored = Some(error.words());
-                }
-            }
-        }
-        result::fit_stored(base, &mut entries);
-        Ok(())
     }
 
     /// Writes `status`, unless somebody else wrote a status meanwhile.

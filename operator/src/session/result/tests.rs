@@ -1072,6 +1072,30 @@ fn a_session_that_is_given_up_keeps_what_stands_in_its_status() {
 }
 
 #[test]
+fn what_the_operator_stopped_was_not_cancelled_and_what_had_ended_keeps_its_reason() {
+    for (answered, cancel, reason) in [
+        (Reason::Cancelled, false, Reason::InternalError),
+        (Reason::Cancelled, true, Reason::Cancelled),
+        (Reason::Succeeded, false, Reason::Succeeded),
+    ] {
+        let mut session = session(exec());
+        session.spec.cancel = cancel;
+        let outcome = Outcome {
+            targets: vec![target(answered)],
+            ..Outcome::default()
+        };
+        let withdrawn = Some(("it was told to stop".to_owned(), Some(outcome.into())));
+        let why = Refusal::new(Reason::InternalError, "a bug");
+        let end = PodEnd::gave_up(&session, &known(), why, withdrawn, Sensitive::Secret);
+        assert_eq!(end.reason, reason);
+        assert!(end.message.contains("a bug"), "{}", end.message);
+        let entry = &end.entries[0].status;
+        assert_eq!(entry.reason, Some(reason.to_string()));
+        assert_eq!(entry.phase, Some(phase(reason, reason.is_complete())));
+    }
+}
+
+#[test]
 fn every_pod_keeps_an_entry_however_many_processes_the_others_have() {
     let named = |pod: usize, count: usize| -> Vec<TargetStatus> {
         let one = TargetStatus {

@@ -119,3 +119,43 @@ async fn a_session_that_is_gone_after_a_failure_has_its_script_stopped() {
     stop.cancel();
     running.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_script_said_before_its_session_was_given_up_is_stored_and_let_go() {
+    let agents = Agents::new("i1", None);
+    agents.say("the words of a script");
+    let (context, api) = context(&agents);
+    for _ in 0..50 {
+        api.refuse(Method::GET, "pods/web-0", "", 500, "boom");
+    }
+    let place = put(&api, "script", given());
+    let (stop, running) = start(context);
+    let ended = api
+        .until(&place, |session| {
+            session["status"]["completionTime"].is_string()
+        })
+        .await;
+    let status = &ended["status"];
+    let target = &status["targets"][0];
+    let part = &target["result"]["parts"][0]["secretName"];
+    let secret = format!(
+        "/api/v1/namespaces/shop/secrets/{}",
+        part.as_str().unwrap_or_default()
+    );
+    assert!(api.get(&secret).is_some(), "{status:#}");
+    // Nobody cancelled it.
+    for reason in [&status["reason"], &target["reason"]] {
+        assert_eq!(reason, "InternalError", "{status:#}");
+    }
+    assert_eq!(status["phase"], "Failed");
+    assert!(target["message"].as_str().unwrap().contains("boom"));
+    let id = "uid-script".to_owned();
+    until("the agent may forget it", || {
+        agents
+            .heard()
+            .contains(&ToAgent::Acknowledge { id: id.clone() })
+    })
+    .await;
+    stop.cancel();
+    running.await.unwrap();
+}
