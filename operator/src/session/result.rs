@@ -1,5 +1,6 @@
 //! What came of a session, as its status: caps, what is kept from the status, and what goes to Secrets. Pure.
 
+mod choose;
 pub mod clip;
 mod entry;
 mod fit;
@@ -17,6 +18,7 @@ use sidewinder_crds::{
 };
 use sidewinder_model::{MAX_SUMMARY_CHARS, Outcome, Reason, TargetOutcome};
 
+pub use self::choose::choose;
 use self::clip::one_line;
 use self::entry::entry;
 pub use self::fit::{fit, fit_stored};
@@ -54,6 +56,10 @@ pub struct Entry {
     pub to_store: bool,
     /// Why the outcome could not be stored.
     pub not_stored: Option<String>,
+    /// Whether there is no room for it in the status, where it is counted.
+    pub left_out: bool,
+    /// What is said in front of its message about others of its pod that are left out.
+    pub others: Option<String>,
 }
 
 /// The whole outcome of one process, for as long as it may have to be stored.
@@ -73,7 +79,25 @@ impl Entry {
             outcome: None,
             to_store: false,
             not_stored: None,
+            left_out: false,
+            others: None,
         }
+    }
+
+    /// What stands in the status; nothing where it is left out.
+    pub fn shown(&self) -> Option<TargetStatus> {
+        if self.left_out {
+            return None;
+        }
+        let mut shown = self.status.clone();
+        if let Some(others) = &self.others {
+            let whole = match &shown.message {
+                Some(said) => format!("{others}; {said}"),
+                None => others.clone(),
+            };
+            shown.message = Some(one_line(&whole, MESSAGE_CHARS));
+        }
+        Some(shown)
     }
 }
 
@@ -163,10 +187,9 @@ impl PodEnd {
         for (place, outcome) in delivered.targets.iter().enumerate() {
             let (status, cut) = entry(known, outcome, runs_code, sensitive);
             entries.push(Entry {
-                status,
                 outcome: Some(Whole::new(&delivered, place, outcome, cut)),
                 to_store: cut,
-                not_stored: None,
+                ..Entry::written(status)
             });
         }
         let reasons: Vec<_> = entries
@@ -513,7 +536,7 @@ fn disarmed(pods: &[PodEnd]) -> (bool, Reason, String) {
     (state != Reason::StillArmed, state, sentence.to_owned())
 }
 
-/// Adds the entries, and where the results are.
+/// Adds the entries that were chosen, and where the results are.
 pub fn seal(
     mut status: DebugSessionStatus,
     pods: &[PodEnd],
@@ -548,63 +571,8 @@ pub fn seal(
             now,
         );
     }
-    status.targets = within_limit(pods.iter().map(|pod| {
-        let entries = pod.entries.iter();
-        entries.map(|entry| entry.status.clone()).collect()
-    }));
+    status.targets = entries().filter_map(Entry::shown).collect();
     status
-}
-
-/// The entries that stand in the status, at most [`MAX_TARGETS`]. Every pod keeps one, which may be an intent; those of
-/// later pods are left out first, and of each pod those that answered before those that failed. What is left out is said
-/// in the pod's first entry.
-pub fn within_limit(pods: impl Iterator<Item = Vec<TargetStatus>>) -> Vec<TargetStatus> {
-    let mut pods: Vec<Vec<TargetStatus>> = pods.collect();
-    let all: usize = pods.iter().map(Vec::len).sum();
-    let mut excess = all.saturating_sub(MAX_TARGETS);
-    let mut left_out: Vec<BTreeMap<String, usize>> = vec![BTreeMap::new(); pods.len()];
-    for failed_too in [false, true] {
-        for (pod, left_out) in pods.iter_mut().zip(&mut left_out).rev() {
-            let fewer = excess.min(pod.len().saturating_sub(1));
-            let mut dropped = 0;
-            let mut place = pod.len();
-            while dropped < fewer && place > 0 {
-                place -= 1;
-                let may = |one: &TargetStatus| failed_too || answered(one);
-                if let Some(one) = pod.get(place).filter(|one| may(one)) {
-                    let reason = one.reason.clone().unwrap_or_else(|| "not ended".to_owned());
-                    *left_out.entry(reason).or_default() += 1;
-                    pod.remove(place);
-                    dropped += 1;
-                }
-            }
-            excess -= dropped;
-        }
-    }
-    for (pod, left_out) in pods.iter_mut().zip(left_out) {
-        let fewer: usize = left_out.values().sum();
-        let Some(first) = pod.first_mut().filter(|_| fewer > 0) else {
-            continue;
-        };
-        let kinds: Vec<_> = left_out
-            .iter()
-            .map(|(reason, count)| format!("{count} {reason}"))
-            .collect();
-        let words = format!(
-            "{fewer} more processes of this pod are left out ({}): a status has at most {MAX_TARGETS} entries",
-            kinds.join(", ")
-        );
-        let said = first.message.take();
-        let whole = said.map_or_else(|| words.clone(), |said| format!("{words}; {said}"));
-        first.message = Some(one_line(&whole, MESSAGE_CHARS));
-    }
-    pods.into_iter().flatten().collect()
-}
-
-/// Whether the action was carried out in a process.
-fn answered(target: &TargetStatus) -> bool {
-    let reason = target.reason.as_deref().and_then(|it| it.parse().ok());
-    reason.is_some_and(|reason: Reason| reason.is_complete())
 }
 
 /// Reasons that say what was asked for cannot be done at all.

@@ -44,8 +44,8 @@ pub enum Silence {
     IsSaid,
 }
 
-/// Makes a status with `entries` fit, of which `base` is the rest, and stores the whole outcomes of which something was
-/// cut or kept back.
+/// Chooses the entries of `pods` that a status may have, makes it fit, of which `base` is the rest, and stores the whole
+/// outcomes of which something was cut or kept back.
 ///
 /// # Errors
 /// When nobody refused one, but the API server stays away, and that is not to be said.
@@ -53,9 +53,12 @@ pub async fn fit_and_store<C>(
     context: &Context<C>,
     session: &DebugSession,
     base: &DebugSessionStatus,
-    mut entries: Vec<&mut Entry>,
+    mut pods: Vec<&mut [Entry]>,
     silence: Silence,
 ) -> Result<(), Error> {
+    result::choose(&mut pods);
+    let all = pods.into_iter().flatten();
+    let mut entries: Vec<_> = all.filter(|entry| !entry.left_out).collect();
     result::fit(base, &mut entries);
     for entry in entries.iter_mut().filter(|entry| entry.to_store) {
         entry.to_store = false;

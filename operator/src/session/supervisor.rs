@@ -383,11 +383,12 @@ impl<C: Connect> Supervisor<C> {
         let sensitive = self.context.settings.sensitive;
         let mut ends = PodEnd::give_up(session, words, known, sensitive);
         let finished = result::finish(session, &ends, elapsed, now);
-        let entries = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
+        let pods = ends.iter_mut().map(|end| end.entries.as_mut_slice());
+        let pods = pods.collect();
         // Its attempts waited for the API server; what this one does not store is lost, and its status says so.
         let base = &finished.status;
         if let Err(failed) =
-            fit_and_store(&self.context, session, base, entries, Silence::IsSaid).await
+            fit_and_store(&self.context, session, base, pods, Silence::IsSaid).await
         {
             error!(error = %describe(&failed), "a session's results cannot be stored");
             return false;

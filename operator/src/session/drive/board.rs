@@ -221,12 +221,13 @@ impl<'a, C> Board<'a, C> {
         let (mut entries, keepers, version) = self.take();
         let mut status = progress(&sheet, &entries);
         status.target = Some(self.target(&sheet.session));
-        let all = entries.iter_mut().flat_map(Shown::entries).collect();
-        fit_and_store(self.context, &sheet.session, &status, all, Silence::Fails).await?;
-        status.targets = result::within_limit(entries.iter_mut().map(|shown| {
-            let entries = shown.entries();
-            entries.map(|entry| entry.status.clone()).collect()
-        }));
+        let pods = entries.iter_mut().map(Shown::entries).collect();
+        fit_and_store(self.context, &sheet.session, &status, pods, Silence::Fails).await?;
+        status.targets = entries
+            .iter_mut()
+            .flat_map(Shown::entries)
+            .filter_map(|entry| entry.shown())
+            .collect();
         self.give_back(entries);
         faults::at(Point::Write).await;
         if sheet.session.status.as_ref() != Some(&status)
@@ -271,10 +272,18 @@ impl<'a, C> Board<'a, C> {
         let elapsed = elapsed(&sheet.session, now);
         let mut finished = result::finish(&base, &ends, elapsed, now);
         finished.status.target = Some(self.target(&sheet.session));
-        let all = ends.iter_mut().flat_map(|end| &mut end.entries).collect();
+        let pods = ends.iter_mut().map(|end| end.entries.as_mut_slice());
+        let pods = pods.collect();
         faults::at(Point::Finish).await;
         let session = &sheet.session;
-        fit_and_store(self.context, session, &finished.status, all, Silence::Fails).await?;
+        fit_and_store(
+            self.context,
+            session,
+            &finished.status,
+            pods,
+            Silence::Fails,
+        )
+        .await?;
         faults::at(Point::Stored).await;
         let generation = sheet.session.metadata.generation;
         let status = std::mem::take(&mut finished.status);
@@ -393,10 +402,10 @@ enum Shown {
 }
 
 impl Shown {
-    fn entries(&mut self) -> impl Iterator<Item = &mut Entry> {
+    fn entries(&mut self) -> &mut [Entry] {
         match self {
-            Self::Going(entry) => std::slice::from_mut(entry.as_mut()).iter_mut(),
-            Self::End(end) => end.entries.iter_mut(),
+            Self::Going(entry) => std::slice::from_mut(entry.as_mut()),
+            Self::End(end) => &mut end.entries,
         }
     }
 }

@@ -11,6 +11,8 @@ use super::{Entry, STATUS_BYTES};
 
 /// What a `result` with one part adds to an entry, in bytes of JSON: most results have one.
 const RESULT_BYTES: usize = 350;
+/// What a `message` takes beside its words.
+const MESSAGE_BYTES: usize = 16;
 
 /// What an entry loses, the dearest last.
 const LOSSES: [fn(&mut TargetStatus); 7] = [
@@ -30,7 +32,7 @@ const LOSSES: [fn(&mut TargetStatus); 7] = [
     },
 ];
 
-/// Makes a status with `entries` fit: later targets lose `data`, then `text`, and are to be stored. `base` is the status
+/// Makes a status with `entries`, those that were chosen, fit: later targets lose `data`, then `text`, and are to be stored. `base` is the status
 /// without its targets.
 pub fn fit(base: &DebugSessionStatus, entries: &mut [&mut Entry]) {
     // What was read from a status has nothing beside it: it loses what the others cannot make room for.
@@ -48,7 +50,10 @@ pub fn fit_stored(base: &DebugSessionStatus, entries: &mut [&mut Entry]) {
 fn empty(base: &DebugSessionStatus, entries: &mut [&mut Entry], may: impl Fn(&Entry) -> bool) {
     let bytes = |entry: &Entry| {
         let result = usize::from(entry.to_store) * RESULT_BYTES;
-        json_bytes(&entry.status) + result + 1
+        // As a text of its own, with the field's name.
+        let others = entry.others.as_ref();
+        let others = others.map_or(0, |words| json_bytes(words) + MESSAGE_BYTES);
+        json_bytes(&entry.status) + result + others + 1
     };
     let targets: usize = entries.iter().map(|entry| bytes(entry)).sum();
     let mut size = json_bytes(base).saturating_add(targets);

@@ -129,16 +129,11 @@ mod tests {
 
     fn said(pod: &str, summary: &str) -> PodEnd {
         PodEnd {
-            entries: vec![Entry {
-                status: TargetStatus {
-                    pod_name: pod.into(),
-                    summary: Some(summary.into()),
-                    ..TargetStatus::default()
-                },
-                outcome: None,
-                to_store: false,
-                not_stored: None,
-            }],
+            entries: vec![Entry::written(TargetStatus {
+                pod_name: pod.into(),
+                summary: Some(summary.into()),
+                ..TargetStatus::default()
+            })],
             reason: Reason::Succeeded,
             message: String::new(),
             complete: true,

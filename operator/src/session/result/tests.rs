@@ -1095,6 +1095,18 @@ fn what_the_operator_stopped_was_not_cancelled_and_what_had_ended_keeps_its_reas
     }
 }
 
+/// What stands in a status of the entries of these pods.
+fn chosen(pods: impl Iterator<Item = Vec<TargetStatus>>) -> Vec<TargetStatus> {
+    let mut pods: Vec<Vec<Entry>> = pods
+        .map(|pod| pod.into_iter().map(Entry::written).collect())
+        .collect();
+    let mut all: Vec<_> = pods.iter_mut().map(Vec::as_mut_slice).collect();
+    choose(&mut all);
+    // Whoever looks again sees the same.
+    choose(&mut all);
+    pods.iter().flatten().filter_map(Entry::shown).collect()
+}
+
 #[test]
 fn every_pod_keeps_an_entry_however_many_processes_the_others_have() {
     let named = |pod: usize, count: usize| -> Vec<TargetStatus> {
@@ -1104,10 +1116,10 @@ fn every_pod_keeps_an_entry_however_many_processes_the_others_have() {
         };
         vec![one; count]
     };
-    let full = within_limit((0..128).map(|pod| named(pod, 2)));
+    let full = chosen((0..128).map(|pod| named(pod, 2)));
     assert_eq!(full.len(), MAX_TARGETS);
     assert!(full.iter().all(|target| target.message.is_none()));
-    let cut = within_limit((0..200).map(|pod| named(pod, 3)));
+    let cut = chosen((0..200).map(|pod| named(pod, 3)));
     assert_eq!(cut.len(), MAX_TARGETS);
     let pods: std::collections::BTreeSet<_> = cut.iter().map(|target| &target.pod_name).collect();
     assert_eq!(pods.len(), 200, "a pod without an entry loses its intent");
@@ -1139,7 +1151,7 @@ fn of_too_many_entries_those_that_answered_are_left_out_first_and_counted() {
             })
             .collect()
     });
-    let cut = within_limit(pods);
+    let cut = chosen(pods);
     assert_eq!(cut.len(), MAX_TARGETS);
     let blocked = |target: &&TargetStatus| target.reason.as_deref() == Some("TargetBlocked");
     assert_eq!(cut.iter().filter(blocked).count(), 10);
@@ -1159,11 +1171,62 @@ fn of_too_many_entries_those_that_answered_are_left_out_first_and_counted() {
             .chain([one(0, 300, Reason::Succeeded)])
             .collect()
     });
-    let cut = within_limit(pods);
+    let cut = chosen(pods);
     let words = cut[0].message.as_deref().unwrap();
     assert!(
         words
             .contains("45 more processes of this pod are left out (1 Succeeded, 44 TargetBlocked)"),
         "{words}"
     );
+}
+
+#[test]
+fn what_is_left_out_takes_no_room_from_what_stays_and_is_not_stored() {
+    let session = session(exec());
+    // Half of them fit, and all of them do not; in secret, each is to be stored.
+    for (sensitive, secret) in [(Sensitive::Status, false), (Sensitive::Secret, true)] {
+        let pod = || {
+            let outcome = Outcome {
+                targets: vec![ran(&"x".repeat(60)); 250],
+                ..Outcome::default()
+            };
+            let end = End {
+                reason: Reason::InternalError,
+                message: String::new(),
+                outcome: Some(outcome.into()),
+                maybe_armed: false,
+            };
+            PodEnd::new(&session, end, &known(), String::new(), sensitive)
+        };
+        let mut pods = [pod(), pod()];
+        let entries = |pods: &[PodEnd]| -> Vec<Entry> {
+            let all = pods.iter().flat_map(|pod| &pod.entries);
+            all.cloned().collect()
+        };
+        let all: usize = entries(&pods)
+            .iter()
+            .map(|entry| json_bytes(&entry.status))
+            .sum();
+        assert!(secret || all > STATUS_BYTES, "{all}");
+        let finished = finish(&session, &pods, Duration::ZERO, at());
+        let mut shown: Vec<_> = pods
+            .iter_mut()
+            .map(|pod| pod.entries.as_mut_slice())
+            .collect();
+        choose(&mut shown);
+        let all = shown.into_iter().flatten();
+        let mut kept: Vec<_> = all.filter(|entry| !entry.left_out).collect();
+        fit(&finished.status, &mut kept);
+        assert_eq!(kept.len(), MAX_TARGETS);
+        let stored = kept.iter().filter(|entry| entry.to_store).count();
+        assert_eq!(stored, if secret { MAX_TARGETS } else { 0 });
+        for entry in entries(&pods).iter().filter(|entry| entry.left_out) {
+            assert!(!entry.to_store && entry.outcome.is_none());
+        }
+        let status = seal(finished.status, &pods, None, at());
+        assert!(json_bytes(&status) <= STATUS_BYTES);
+        assert_eq!(status.targets.len(), MAX_TARGETS);
+        let whole = |target: &TargetStatus| secret || target.text.is_some();
+        assert!(status.targets.iter().all(whole));
+    }
 }
