@@ -11,6 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sidewinder_crds::{DebugSession, TargetStatus};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,7 +24,7 @@ use super::light::lacks_its_script;
 use super::result::{self, PodEnd};
 use super::store::{Silence, fit_and_store};
 use super::{Context, afterwards, observe, plan};
-use crate::error::describe;
+use crate::error::{Error, describe};
 use crate::faults::{self, Point};
 use crate::fences;
 use crate::relay::connect::Connect;
@@ -213,48 +214,28 @@ impl<C: Connect> Supervisor<C> {
 
     /// Works on a session until its end, whatever fails in between.
     async fn work(self: &Arc<Self>, session: &DebugSession, mut signals: watch::Receiver<Signal>) {
-        let permit = self.take_turn(session, &mut signals).await;
-        // What was seen while waiting is seen again.
-        signals.mark_changed();
+        let Some((permit, whole)) = self.begin(session, &mut signals).await else {
+            return;
+        };
         let mut pause = RETRY.0;
         let mut failures = 0;
         let given = Arc::new(Given::default());
         let mut session = session.clone();
         // Only now, that it has its turn, is its script held.
-        match self.whole(&session).await {
-            Some(whole) if plan::has_ended(&whole) => return,
-            Some(whole) => session = whole,
-            None => {
-                // Whatever runs for it is stopped, and no script is needed for that.
-                signals = watch::channel(Signal {
-                    gone: true,
-                    ..Signal::default()
-                })
-                .1;
-            }
+        if let Some(whole) = whole {
+            session = whole;
+        } else {
+            // Whatever runs for it is stopped, and no script is needed for that.
+            signals = watch::channel(Signal {
+                gone: true,
+                ..Signal::default()
+            })
+            .1;
         }
         given.note(&session);
         loop {
-            // In a task of its own, so that a bug in one session ends that session and nothing else.
             let began = Instant::now();
-            let attempt = {
-                let context = Arc::clone(&self.context);
-                let session = session.clone();
-                let (signals, given) = (signals.clone(), Arc::clone(&given));
-                let stop = self.stop.clone();
-                tokio::spawn(faults::of(
-                    &session.clone(),
-                    async move {
-                        faults::at(Point::TakenUp).await;
-                        tokio::select! {
-                            result = drive::drive(&context, session, signals, &given) => result,
-                            () = stop.cancelled() => Ok(Outcome::Superseded),
-                        }
-                    }
-                    .in_current_span(),
-                ))
-                .await
-            };
+            let attempt = self.attempt(&session, &signals, &given).await;
             if began.elapsed() > RETRY.1 {
                 // It worked for a while: what fails now fails anew.
                 failures = 0;
@@ -321,21 +302,71 @@ impl<C: Connect> Supervisor<C> {
         drop(permit);
     }
 
-    /// The session with its script, which is read where it was left out; `None` when the session is gone.
-    async fn whole(&self, session: &DebugSession) -> Option<DebugSession> {
-        if !lacks_its_script(session) {
-            return Some(session.clone());
-        }
-        let mut pause = RETRY.0;
-        loop {
-            match observe::session(&self.context.client, session).await {
-                Ok(found) => return found,
-                Err(failed) => {
-                    self.context.metrics.errors.inc();
-                    warn!(error = %describe(&failed), "a session cannot be read");
+    /// One attempt, in a task of its own, so that a bug in one session ends that session and nothing else.
+    async fn attempt(
+        &self,
+        session: &DebugSession,
+        signals: &watch::Receiver<Signal>,
+        given: &Arc<Given>,
+    ) -> Result<Result<Outcome, Error>, JoinError> {
+        let context = Arc::clone(&self.context);
+        let work = session.clone();
+        let (signals, given) = (signals.clone(), Arc::clone(given));
+        let stop = self.stop.clone();
+        tokio::spawn(faults::of(
+            session,
+            async move {
+                faults::at(Point::TakenUp).await;
+                tokio::select! {
+                    result = drive::drive(&context, work, signals, &given) => result,
+                    () = stop.cancelled() => Ok(Outcome::Superseded),
                 }
             }
-            tokio::time::sleep(jittered(pause)).await;
+            .in_current_span(),
+        ))
+        .await
+    }
+
+    /// Waits for the session's turn, and only then reads its script, where that was left out. `None` where nothing is left
+    /// to do.
+    async fn begin(
+        &self,
+        session: &DebugSession,
+        signals: &mut watch::Receiver<Signal>,
+    ) -> Option<Begun<'_>> {
+        let mut pause = RETRY.0;
+        let mut failures = 0;
+        loop {
+            let permit = self.take_turn(session, signals).await;
+            // What was seen while waiting is seen again.
+            signals.mark_changed();
+            if !lacks_its_script(session) {
+                return Some((permit, Some(session.clone())));
+            }
+            let failed = match observe::session(&self.context.client, session).await {
+                Ok(Some(whole)) if plan::has_ended(&whole) => return None,
+                Ok(whole) => return Some((permit, whole)),
+                Err(failed) => failed,
+            };
+            // Others work while this one waits.
+            drop(permit);
+            self.context.metrics.errors.inc();
+            warn!(error = %describe(&failed), "a session cannot be read");
+            failures += 1;
+            if failures >= MAX_FAILURES && self.give_up(session, &describe(&failed)).await {
+                return None;
+            }
+            let heard = signals.borrow_and_update().clone();
+            if heard.gone {
+                self.abandon(session, targets_of(session)).await;
+                return None;
+            }
+            // What is new, that it is cancelled for example, is acted upon at once.
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => {}
+                _ = signals.changed() => {}
+            }
+            signals.mark_changed();
             pause = (pause * 2).min(RETRY.1);
         }
     }
@@ -370,12 +401,7 @@ impl<C: Connect> Supervisor<C> {
         let now = Timestamp::now();
         let elapsed = now.duration_since(plan::started(session, now));
         let elapsed = Duration::try_from(elapsed).unwrap_or_default();
-        let targets: Vec<TargetStatus> = session
-            .status
-            .iter()
-            .flat_map(|status| status.targets.clone())
-            .collect();
-        let withdrawn = self.withdraw(session, targets).await;
+        let withdrawn = self.withdraw(session, targets_of(session)).await;
         let known = |target: &TargetStatus| {
             let one = withdrawn.get(target.pod_uid.as_deref()?)?;
             Some((one.words.clone(), one.outcome.clone()))
@@ -412,6 +438,15 @@ impl<C: Connect> Supervisor<C> {
             }
         }
     }
+}
+
+/// A place among those that are worked on, where one is needed, and the session with its script; without one where it
+/// is gone.
+type Begun<'a> = (Option<SemaphorePermit<'a>>, Option<DebugSession>);
+
+fn targets_of(session: &DebugSession) -> Vec<TargetStatus> {
+    let status = session.status.as_ref();
+    status.map_or_else(Vec::new, |status| status.targets.clone())
 }
 
 /// Tells the agents that nobody needs what they keep any more. One that does not hear it forgets it by itself.

@@ -2,7 +2,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
-use sidewinder_model::ToAgent;
+use sidewinder_model::{Reason, ToAgent};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -156,6 +156,57 @@ async fn what_a_script_said_before_its_session_was_given_up_is_stored_and_let_go
             .contains(&ToAgent::Acknowledge { id: id.clone() })
     })
     .await;
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_script_cannot_be_read_holds_nobody_up_and_ends() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let (context, api) = context(&agents);
+    for _ in 0..100 {
+        api.refuse(Method::GET, "debugsessions/long", "", 500, "no such luck");
+    }
+    let script = "print(1)\n".repeat(1000);
+    let long = put(
+        &api,
+        "long",
+        json!({"spec": {"remoteExec": {"script": script}}}),
+    );
+    let (stop, running) = start(context);
+    until("it is read", || {
+        !api.made(&Method::GET, "debugsessions/long").is_empty()
+    })
+    .await;
+    let short = put(&api, "short", json!({}));
+    let ended = |session: &Value| session["status"]["completionTime"].is_string();
+    api.until(&short, ended).await;
+    assert!(!ended(&api.get(&long).unwrap()));
+    let ended = api.until(&long, ended).await;
+    assert_eq!(ended["status"]["reason"], "InternalError");
+    assert!(ended["status"].to_string().contains("no such luck"));
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_deleted_while_its_script_cannot_be_read_is_left() {
+    let agents = Agents::new("i1", None);
+    let (context, api) = context(&agents);
+    for _ in 0..100 {
+        api.refuse(Method::GET, "debugsessions/long", "", 500, "no such luck");
+    }
+    let mut long = json!({"spec": {"remoteExec": {"script": "print(1)\n".repeat(1000)}}});
+    merge(&mut long, given());
+    let place = put(&api, "long", long);
+    let active = context.metrics.active.clone();
+    let (stop, running) = start(context);
+    let reads = || api.made(&Method::GET, "debugsessions/long").len();
+    until("it is read", || reads() > 0).await;
+    api.remove(&place);
+    until("its script is stopped", || cancelled(&agents, "long")).await;
+    until("nobody works on it", || active.get() == 0).await;
+    assert!(reads() < 100);
     stop.cancel();
     running.await.unwrap();
 }
