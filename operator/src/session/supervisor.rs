@@ -197,9 +197,12 @@ impl<C: Connect> Supervisor<C> {
             &self.reading
         };
         let _queued = self.context.metrics.queued();
+        let mut killed = std::pin::pin!(self.context.fences.killed(session));
         loop {
             tokio::select! {
                 permit = permits.acquire() => return permit.ok(),
+                // The gate refuses it, which takes no place either.
+                _ = &mut killed => return None,
                 changed = signals.changed() => {
                     let signal = signals.borrow_and_update().clone();
                     let cancel = signal.latest.is_some_and(|latest| latest.spec.cancel);

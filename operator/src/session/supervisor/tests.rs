@@ -7,6 +7,11 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::events::Events;
+use crate::fences::policies::{Own, Policies};
+use crate::fences::review::Reviewer;
+use crate::fences::settings::{self, KillSwitch};
+use crate::fences::slots::Slots;
+use crate::fences::{Demands, Fences};
 use crate::metrics::{Metrics, Traffic};
 use crate::relay::pool::Pool;
 use crate::session::result::Sensitive;
@@ -209,4 +214,48 @@ async fn a_session_that_is_deleted_while_its_script_cannot_be_read_is_left() {
     assert!(reads() < 100);
     stop.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_waits_for_its_turn_is_refused_as_soon_as_the_kill_switch_is_on() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    let (mut context, api) = context(&agents);
+    let (switch, settings) = watch::channel(settings::Settings::default());
+    let client = &context.client;
+    context.fences = Fences::new(
+        client.clone(),
+        Demands {
+            policies: false,
+            requester: false,
+        },
+        settings,
+        Policies::new(client.clone(), Own::new("sidewinder-system", "sidecar:1")),
+        Reviewer::new(client.clone(), false),
+        || Slots::new(4, 8),
+    );
+    let stop = CancellationToken::new();
+    let (expiries, _due) = mpsc::channel(1);
+    let supervisor = Supervisor::new(Arc::new(context), stop.clone(), expiries, true);
+    let supervisor = Arc::new(supervisor);
+    // Somebody is at work for as long as this test lasts.
+    let _place = supervisor.running_code.acquire().await.unwrap();
+    let place = put(&api, "waits", json!({}));
+    let waits: DebugSession = serde_json::from_value(api.get(&place).unwrap()).unwrap();
+    supervisor.hand_over(&Arc::new(waits), "uid-waits");
+    until("it waits", || {
+        let metrics = supervisor.context.metrics.encode().unwrap();
+        metrics.contains("sidewinder_sessions_queued 1")
+    })
+    .await;
+    assert!(api.get(&place).unwrap()["status"].is_null());
+    switch.send_modify(|settings| settings.kill_switch = KillSwitch::CodeRunning);
+    let ended = api
+        .until(&place, |session| {
+            session["status"]["completionTime"].is_string()
+        })
+        .await;
+    assert_eq!(ended["status"]["reason"], "PolicyDenied");
+    assert!(agents.heard().is_empty());
+    supervisor.tasks.close();
+    supervisor.tasks.wait().await;
 }
