@@ -109,6 +109,11 @@ pub enum Reply {
         /// Why, in a sentence.
         message: String,
     },
+    /// It has ended, and its answer came too slowly. It may come faster over another stream.
+    Slow {
+        /// How slowly, in a sentence.
+        message: String,
+    },
     /// A script that outlived it has ended. There may be more of them.
     ScriptEnded(ScriptEnd),
 }
@@ -515,12 +520,14 @@ async fn receive_all(
                     break RelayError::Unavailable(describe(&error));
                 }
                 Err(error) => {
-                    let asker = error
-                        .hopeless()
-                        .and_then(|id| shared.state().pending.remove(id));
-                    if let Some(asker) = asker {
+                    let asker = |id: &str| shared.state().pending.remove(id);
+                    if let Some(asker) = error.hopeless().and_then(asker) {
                         // It would come again, as often as it is asked for.
                         let _ = asker.send(unreadable(&error));
+                    }
+                    if let Some(asker) = error.slow().and_then(asker) {
+                        let message = describe(&error);
+                        let _ = asker.send(Reply::Slow { message });
                     }
                     break RelayError::Broken(describe(&error));
                 }

@@ -90,6 +90,8 @@ pub enum FrameError {
         got: usize,
         /// Bytes that were announced.
         expected: usize,
+        /// Which request it answers, as far as its first bytes tell.
+        id: Option<String>,
     },
     /// Other large messages had the memory for too long.
     #[error(
@@ -123,13 +125,31 @@ impl FrameError {
         }
     }
 
+    /// The request whose answer is there and comes too slowly.
+    pub fn slow(&self) -> Option<&str> {
+        match self {
+            Self::Slow { id, .. } => id.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The same, of a message that begins with `head`.
     fn about(mut self, head: &[u8]) -> Self {
-        if let Self::Json { id, .. } | Self::TooDense { id, .. } = &mut self {
-            *id = id_in(head);
+        if let Self::Json { id, .. } | Self::TooDense { id, .. } | Self::Slow { id, .. } = &mut self
+        {
+            *id = id_answered(head);
         }
         self
     }
+}
+
+/// The request that a message answers for good. Whatever else is said of one, that it was accepted or that its script has
+/// ended, is not its outcome, which may still come.
+fn id_answered(head: &[u8]) -> Option<String> {
+    // The kind comes first (`sidewinder_model::ToOperator`).
+    head.starts_with(b"{\"type\":\"finished\",")
+        .then(|| id_in(head))
+        .flatten()
 }
 
 /// The id that stands first in a message. One that is longer or has escapes is none of ours.
@@ -251,10 +271,15 @@ where
     while payload.len() < header.length {
         let got = payload.len();
         let arrived = patience.wait(some(stream, &mut payload, header.length - got));
-        let count = arrived.await.ok_or(FrameError::Slow {
+        let slow = FrameError::Slow {
             got,
             expected: header.length,
-        })??;
+            id: None,
+        };
+        let Some(count) = arrived.await else {
+            return Err(slow.about(&payload));
+        };
+        let count = count?;
         if count == 0 {
             return Err(FrameError::Cut {
                 got: payload.len(),
@@ -308,10 +333,15 @@ where
     while got < length {
         let mut piece = Vec::with_capacity(CHUNK_BYTES);
         let arrived = patience.wait(some(stream, &mut piece, length - got));
-        let count = arrived.await.ok_or(FrameError::Slow {
+        let slow = FrameError::Slow {
             got,
             expected: length,
-        })??;
+            id: None,
+        };
+        let Some(count) = arrived.await else {
+            return Err(slow.about(&first));
+        };
+        let count = count?;
         if count == 0 {
             return Err(FrameError::Cut {
                 got,
@@ -510,7 +540,11 @@ mod tests {
 
     /// The agent's answer with `json` as its outcome, as a frame.
     fn answer(json: &str) -> Vec<u8> {
-        let payload = format!("{{\"type\":\"finished\",\"outcome\":{json}}}").into_bytes();
+        of_kind("finished", json)
+    }
+
+    fn of_kind(kind: &str, json: &str) -> Vec<u8> {
+        let payload = format!("{{\"type\":\"{kind}\",\"outcome\":{json}}}").into_bytes();
         let header = Header {
             length: payload.len(),
             digest: Sha256::digest(&payload).into(),
@@ -603,9 +637,12 @@ mod tests {
         assert!(matches!(error, FrameError::TooDense { .. }), "{error}");
         assert!(error.to_string().contains("results.memoryBytes"));
         assert_eq!(error.hopeless(), None);
-        let named = json.replacen('{', "{\"id\":\"5e55-1\",", 1);
-        let error = read_answer(&answer(&named), &budget).await.unwrap_err();
-        assert_eq!(error.hopeless(), Some("5e55-1"));
+        for (kind, hopeless) in [("finished", Some("5e55-1")), ("scriptEnded", None)] {
+            let named = json.replacen('{', "{\"id\":\"5e55-1\",", 1);
+            let named = of_kind(kind, &named);
+            let error = read_answer(&named, &budget).await.unwrap_err();
+            assert_eq!(error.hopeless(), hopeless, "{kind}");
+        }
         // What they take is counted with the share; text of the same length takes less.
         let few = vec!["\"\""; 60_000].join(",");
         let json = format!(

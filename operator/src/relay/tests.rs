@@ -1,5 +1,7 @@
 //! The stream, against an agent that is played in memory.
 
+use sha2::{Digest, Sha256};
+use sidewinder_model::wire::Header;
 use sidewinder_model::{Action, Outcome, TargetOutcome};
 use tokio::io::{AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
@@ -217,18 +219,56 @@ async fn a_message_with_a_wrong_digest_ends_the_stream_for_everybody() {
     assert!(agent.ask(&request("c")).await.is_err());
 }
 
+/// Any words as a frame, in their order.
+fn framed(json: &str) -> Vec<u8> {
+    let header = Header {
+        length: json.len(),
+        digest: Sha256::digest(json).into(),
+    };
+    [&header.encode().unwrap()[..], json.as_bytes()].concat()
+}
+
 #[tokio::test]
 async fn an_answer_that_can_never_be_understood_ends_its_request_and_others_ask_again() {
     let (agent, mut peer) = open().await;
     let mut first = agent.ask(&request("a")).await.unwrap();
     let mut second = agent.ask(&request("b")).await.unwrap();
-    let strange = serde_json::json!({"type": "finished", "outcome": {"id": "a", "targets": 7}});
-    peer.raw(&frame::encode(&strange).unwrap()).await;
+    let strange = r#"{"type":"finished","outcome":{"id":"a","targets":7}}"#;
+    peer.raw(&framed(strange)).await;
     let Ok(Reply::Unreadable { reason, message }) = first.next().await else {
         panic!("it would be asked for until its deadline")
     };
     assert_eq!(reason, Reason::InternalError);
     assert!(message.contains("cannot be received"), "{message}");
+    assert!(matches!(second.next().await, Err(RelayError::Broken(_))));
+}
+
+#[tokio::test]
+async fn what_cannot_be_understood_and_is_no_answer_ends_no_request() {
+    for kind in ["accepted", "scriptEnded"] {
+        let (agent, mut peer) = open().await;
+        let mut replies = agent.ask(&request("a")).await.unwrap();
+        let strange = format!("{{\"type\":\"{kind}\",\"id\":\"a\",\"end\":7,\"reason\":7}}");
+        peer.raw(&framed(&strange)).await;
+        // Its outcome may still come over another stream.
+        let reply = replies.next().await;
+        assert!(matches!(reply, Err(RelayError::Broken(_))), "{reply:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_too_slowly_is_told_to_whoever_asked_for_it() {
+    let (agent, mut peer) = open().await;
+    let mut first = agent.ask(&request("a")).await.unwrap();
+    let mut second = agent.ask(&request("b")).await.unwrap();
+    let outcome = outcome("a", "the answer").into();
+    let frame = frame::encode(&ToOperator::Finished { outcome }).unwrap();
+    peer.raw(&frame[..frame.len() - 1]).await;
+    let reply = first.next().await;
+    let Ok(Reply::Slow { message }) = reply else {
+        panic!("{reply:?}")
+    };
+    assert!(message.contains("too slowly"), "{message}");
     assert!(matches!(second.next().await, Err(RelayError::Broken(_))));
 }
 

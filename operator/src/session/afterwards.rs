@@ -182,7 +182,12 @@ impl<C: Connect> Watch<'_, C> {
                 Ok(Reply::Refused { message, .. }) => {
                     self.lost(Reason::SidecarLost, &message, pod).await?;
                 }
-                Ok(Reply::Accepted | Reply::Finished(_) | Reply::Unreadable { .. }) => {}
+                Ok(
+                    Reply::Accepted
+                    | Reply::Finished(_)
+                    | Reply::Unreadable { .. }
+                    | Reply::Slow { .. },
+                ) => {}
                 Err(error) => return Ok(Some(error)),
             }
         }

@@ -1,5 +1,6 @@
 //! Agents in memory.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use sidewinder_model::{
@@ -20,6 +21,8 @@ pub(crate) struct Agents {
     answer: Option<Reason>,
     heard: Arc<Mutex<Vec<ToAgent>>>,
     hung_up: Arc<Notify>,
+    /// Whether of each outcome only a part comes.
+    stalls: Arc<AtomicBool>,
     /// The text of each outcome.
     text: Arc<Mutex<String>>,
     /// How many streams end right after their first request.
@@ -35,6 +38,7 @@ impl Agents {
             answer,
             heard: Arc::default(),
             hung_up: Arc::default(),
+            stalls: Arc::default(),
             text: Arc::default(),
             cuts: Arc::default(),
             ends: Arc::default(),
@@ -48,6 +52,11 @@ impl Agents {
     /// Cuts the next streams right after their first request.
     pub(crate) fn cut(&self, streams: u32) {
         *self.cuts.lock().unwrap() = streams;
+    }
+
+    /// Outcomes come in part, and no more of them.
+    pub(crate) fn stall(&self) {
+        self.stalls.store(true, Ordering::Relaxed);
     }
 
     /// What each outcome says from now on.
@@ -171,7 +180,15 @@ impl Connect for Agents {
                     ToAgent::Ping => ToOperator::Pong,
                     ToAgent::Acknowledge { .. } | ToAgent::Unknown => continue,
                 };
-                let frame = frame::encode(&reply).unwrap();
+                let mut frame = frame::encode(&reply).unwrap();
+                if matches!(reply, ToOperator::Finished { .. })
+                    && agents.stalls.load(Ordering::Relaxed)
+                {
+                    frame.pop();
+                    let _ = to.write_all(&frame).await;
+                    // A pong would be taken for the rest.
+                    return std::future::pending().await;
+                }
                 if to.write_all(&frame).await.is_err() {
                     return;
                 }

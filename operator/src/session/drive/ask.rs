@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use sidewinder_crds::Phase;
-use sidewinder_model::Request;
+use sidewinder_model::{Reason, Request};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -23,6 +23,8 @@ const BROKEN_PAUSE: Duration = Duration::from_secs(1);
 /// Waiting longer than this is worth a write, so that people see how far a session is. Shorter, and sessions that wait
 /// because the API server is busy would give it half as much again to do.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+/// How often an answer may come too slowly: over another stream it may be faster, and after that it is not waited for.
+const MAX_SLOW: u32 = 2;
 /// How long an agent that let its deadline pass may take to answer after all when it is told to stop.
 const LAST_CALL: Duration = Duration::from_secs(5);
 
@@ -80,6 +82,7 @@ impl<C: Connect> Run<'_, C> {
                         self.observed.answer = Some(Answer::Unreadable(Refusal::new(reason, message)));
                         return Ok(Flow::Continue);
                     }
+                    Ok(Reply::Slow { message }) => return self.came_slowly(message).await,
                     Err(error) => return self.lose(error).await,
                 },
                 () = tokio::time::sleep_until(last_call.unwrap_or(deadline)) => {
@@ -137,6 +140,22 @@ impl<C: Connect> Run<'_, C> {
             self.cancel_sent = true;
         }
         Ok(())
+    }
+
+    /// The agent has the answer, and the line to it is slow.
+    async fn came_slowly(&mut self, message: String) -> Result<Flow, Error> {
+        self.slow += 1;
+        if self.slow < MAX_SLOW {
+            return self.lose(RelayError::Broken(message)).await;
+        }
+        let times = self.slow;
+        self.observed.answer = Some(Answer::Unreadable(Refusal::new(
+            Reason::ResultNotStored,
+            format!(
+                "the sidecar has the answer, and the line to it is too slow to fetch it, tried {times} times: {message}"
+            ),
+        )));
+        Ok(Flow::Continue)
     }
 
     /// The stream broke: look at the pod, and let the plan decide where to go.

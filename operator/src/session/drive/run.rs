@@ -73,6 +73,8 @@ pub(super) struct Run<'a, C> {
     pub(super) agent: Option<Arc<Agent>>,
     pub(super) replies: Option<Replies>,
     pub(super) cancel_sent: bool,
+    /// How often the answer came too slowly.
+    pub(super) slow: u32,
     /// The sidecar that the session goes through, for the status.
     pub(super) entry: TargetStatus,
     pub(super) pod_changes: Option<BoxStream<'static, Option<Pod>>>,
@@ -118,6 +120,7 @@ impl<'a, C: Connect> Run<'a, C> {
             agent: None,
             replies: None,
             cancel_sent: false,
+            slow: 0,
             entry: target.entry.clone(),
             pod_changes: None,
             entering: None,

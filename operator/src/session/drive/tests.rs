@@ -245,6 +245,22 @@ async fn a_deleted_session_stops_what_runs_for_it() {
     }));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_over_a_line_that_is_too_slow_is_not_waited_for_until_the_time_is_over() {
+    let agents = Agents::new("i1", Some(Reason::Succeeded));
+    agents.stall();
+    let spec = json!({"remoteExec": {"script": "print(1)"}, "timeoutSeconds": 600});
+    let world = world(&agents, &pod(json!({})), &session(spec));
+    assert_eq!(world.drive().await, ENDED);
+    assert_eq!(world.agents.runs().len(), 2, "once more, and no more");
+    let status = world.status();
+    assert_eq!(status["reason"], "ResultNotStored");
+    let target = &status["targets"][0];
+    let message = target["message"].as_str().unwrap();
+    assert!(message.contains("the line to it is too slow"), "{message}");
+    assert_eq!(target["disarmed"], "StillArmed");
+}
+
 #[tokio::test]
 async fn a_cancelled_script_is_stopped_and_its_session_says_so() {
     let agents = Agents::new("i1", None);

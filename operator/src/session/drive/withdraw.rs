@@ -94,7 +94,9 @@ async fn stop<C: Connect>(
                     keeper: Some(agent),
                 });
             }
-            Reply::Refused { message, .. } | Reply::Unreadable { message, .. } => {
+            Reply::Refused { message, .. }
+            | Reply::Unreadable { message, .. }
+            | Reply::Slow { message } => {
                 return Ok(Withdrawn::unknown(&message));
             }
             Reply::Accepted | Reply::ScriptEnded(_) => {}
