@@ -22,7 +22,7 @@ use sidewinder_model::Reason;
 use stateright::{Checker, Chooser, Expectation, HasDiscoveries, Model, Property};
 
 use self::agent::Progressed;
-use self::operator::{At, Does};
+use self::operator::{At, Does, Stream};
 use self::view::{Broken, Plan};
 use self::world::{
     AgentState, Instance, Message, Over, Request, Seconds, SidecarState, Target, World,
@@ -75,6 +75,10 @@ enum Fault {
     Limit,
     Cancel,
     Delete,
+    /// The fences refuse what they allowed before.
+    GateRefuses,
+    /// The answer that would be heard next can never be received.
+    Unreadable(usize),
 }
 
 struct Sessions {
@@ -121,9 +125,19 @@ impl Sessions {
         if !world.object.cancel {
             fault(Fault::Cancel);
         }
+        if !world.gate_refuses {
+            fault(Fault::GateRefuses);
+        }
+        let mut does = Vec::new();
         for (number, operator) in world.operators.iter().enumerate() {
             let Some(operator) = operator else { continue };
             fault(Fault::Crash(number));
+            does.clear();
+            world.may(number, &mut does);
+            let refused = |stream: &Stream| stream.refused.is_some();
+            if does.contains(&Does::Hear) && !operator.stream.as_ref().is_some_and(refused) {
+                fault(Fault::Unreadable(number));
+            }
             if operator.stream.as_ref().is_some_and(|stream| !stream.cut) {
                 fault(Fault::Cut(number));
             }
@@ -200,6 +214,8 @@ impl Sessions {
                 world.changed();
             }
             Fault::Delete => world.object.gone = true,
+            Fault::GateRefuses => world.gate_refuses = true,
+            Fault::Unreadable(number) => world.does(plan, number, Does::HearNothingReadable),
         }
     }
 
@@ -343,6 +359,10 @@ fn judge(world: &mut World) {
     }
     if !world.script {
         return;
+    }
+    // The reason of every end that says that it was not begun, and will not be.
+    if end.reason == Reason::PolicyDenied && world.ever_armed {
+        world.must_not("what the gate refused is not said not to have begun where it had");
     }
     if end.complete && world.starts != 1 {
         world.must_not("what is complete ran exactly once");

@@ -6,7 +6,7 @@ use sidewinder_model::Reason;
 use super::view::{Broken, Next, Plan, Reply, Seen};
 use super::world::{
     Ending, Given, Instance, Message, Progress, Request, Seconds, SidecarState, Status, Target,
-    World, rebase,
+    World, Written, rebase,
 };
 use crate::inject::MAX_SIDECARS;
 use crate::session::plan::{MAX_ASKED, MAX_INJECTIONS, Way};
@@ -95,6 +95,8 @@ pub(super) enum Does {
     Deliver,
     /// An answer reaches the operator.
     Hear,
+    /// An answer reaches the operator that it cannot receive.
+    HearNothingReadable,
     /// A stream that ended is noticed.
     Lose,
     /// The time is over.
@@ -154,6 +156,14 @@ impl Operator {
             self.status.given = None;
         }
         self.status != self.known
+    }
+
+    /// What the plan, or the gate, ended is written.
+    fn end(&mut self, end: Written) {
+        self.status.phase = Progress::Ended;
+        self.status.given = None;
+        self.status.end = Some(end);
+        self.at = At::Write(Then::Ended);
     }
 
     /// `Run::fall_back`.
@@ -338,6 +348,11 @@ impl World {
                 operator.seen.answer = Some(reply);
                 operator.at = At::Loop;
             }
+            Does::HearNothingReadable => {
+                let operator = self.operator(number);
+                operator.seen.answer = Some(Reply::Unreadable);
+                operator.at = At::Loop;
+            }
             Does::Lose => self.lose(number),
             Does::Late => self.late(number),
         }
@@ -389,10 +404,41 @@ impl World {
         }
     }
 
-    fn act(&mut self, plan: &Plan, number: usize) {
+    /// `Run::drive`: what the gate refuses is not begun (`touches`), and what may have been is asked for without time to
+    /// begin (`may_begin`). Whether the step is not taken.
+    fn is_refused(&mut self, plan: &Plan, number: usize, next: &Next) -> bool {
         let now = self.now;
         let operator = self.operator(number);
-        match plan.next(operator.start(), now, &operator.seen) {
+        let seen = &operator.seen;
+        let begun = seen.given.is_some() || seen.asked_since.is_some();
+        let acts = matches!(
+            next,
+            Next::Inject(..) | Next::Open(..) | Next::Record(_) | Next::Ask { .. }
+        );
+        if acts && !begun && seen.cancelled_since.is_none() && seen.pod.is_some() {
+            let end = plan.refused(operator.start(), now, seen);
+            operator.end(end);
+            return true;
+        }
+        let asked = operator.stream.as_ref().is_some_and(|stream| stream.asked);
+        let may_begin = matches!(next, Next::Ask { cancel: false, .. })
+            && operator.seen.given.is_some()
+            && !asked
+            && !operator.seen.barred;
+        operator.seen.barred |= may_begin;
+        may_begin
+    }
+
+    fn act(&mut self, plan: &Plan, number: usize) {
+        let now = self.now;
+        let refuses = self.gate_refuses;
+        let operator = self.operator(number);
+        let next = plan.next(operator.start(), now, &operator.seen);
+        if refuses && self.is_refused(plan, number, &next) {
+            return;
+        }
+        let operator = self.operator(number);
+        match next {
             Next::End(end) => {
                 let seen = &operator.seen;
                 let gone = seen.given.as_ref().zip(seen.pod.as_ref());
@@ -403,11 +449,7 @@ impl World {
                 if gone && seen.answer.is_none() && end.claim == Some(Reason::StillArmed) {
                     self.must_not("a process that is seen to be gone is not said to be armed");
                 }
-                let operator = self.operator(number);
-                operator.status.phase = Progress::Ended;
-                operator.status.given = None;
-                operator.status.end = Some(end);
-                operator.at = At::Write(Then::Ended);
+                self.operator(number).end(end);
             }
             Next::AwaitPod(until) => {
                 let at = At::AwaitPod(until);
@@ -532,6 +574,9 @@ impl World {
         }
         if cancel && !matches!(run, Message::Run { late: true, .. }) {
             self.must_not("what is cancelled does not begin any more");
+        }
+        if self.operator(number).seen.barred && !matches!(run, Message::Run { late: true, .. }) {
+            self.must_not("what is barred does not begin any more");
         }
         let operator = self.operator(number);
         let sidecar = operator.seen.link.map(|(sidecar, ..)| sidecar);

@@ -35,6 +35,7 @@ pub(super) enum Broken {
 pub(super) enum Reply {
     Finished(Ending),
     Refused(Reason),
+    Unreadable,
     Silent,
 }
 
@@ -48,6 +49,7 @@ pub(super) struct Seen {
     pub(super) link: Option<(usize, Way, Instance)>,
     pub(super) link_error: Option<Broken>,
     pub(super) answer: Option<Reply>,
+    pub(super) barred: bool,
     pub(super) injected: BTreeMap<usize, u8>,
     pub(super) asked: BTreeSet<usize>,
     pub(super) entering_since: Option<Seconds>,
@@ -170,6 +172,18 @@ impl Plan {
         next
     }
 
+    /// What the status would say of a session that the gate refuses.
+    pub(super) fn refused(&self, start: Seconds, now: Seconds, seen: &Seen) -> Written {
+        let Refusal { reason, message } = refusal(Reason::PolicyDenied);
+        let end = End {
+            reason,
+            message,
+            outcome: None,
+            maybe_armed: false,
+        };
+        Self::written(end, &self.session(start), seen, now)
+    }
+
     fn observed(&self, seen: &Seen) -> Observed {
         Observed {
             pod: seen.pod.as_ref().map(|pod| self.pod(pod)),
@@ -197,9 +211,10 @@ impl Plan {
                     Answer::Finished(Delivered::new(outcome(ending, self.script), None))
                 }
                 Reply::Refused(reason) => Answer::Refused(refusal(reason)),
+                Reply::Unreadable => Answer::Unreadable(refusal(Reason::ResultNotStored)),
                 Reply::Silent => Answer::Silent,
             }),
-            barred: None,
+            barred: seen.barred.then(|| refusal(Reason::PolicyDenied)),
             injected: seen
                 .injected
                 .iter()

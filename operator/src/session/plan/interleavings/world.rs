@@ -178,6 +178,8 @@ pub(super) struct World {
     /// Whether the kernel refuses `Ptrace`.
     pub(super) kernel_refuses: bool,
     pub(super) now: Seconds,
+    /// Whether the fences refuse the session by now.
+    pub(super) gate_refuses: bool,
     /// How many more things go wrong.
     pub(super) faults: u8,
     pub(super) object: Object,
@@ -205,6 +207,7 @@ impl World {
             selector: false,
             kernel_refuses: false,
             now: 0,
+            gate_refuses: false,
             faults,
             object: Object::default(),
             pod: Some(PodState {
