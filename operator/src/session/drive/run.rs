@@ -144,7 +144,7 @@ impl<'a, C: Connect> Run<'a, C> {
         self.take_up();
         self.recall_refusals();
         if self.session.spec.dry_run {
-            return self.dry_run().await;
+            return Box::pin(self.dry_run()).await;
         }
         loop {
             self.take_signal();
