@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, ResourceExt};
 use sha2::{Digest as _, Sha256};
-use sidewinder_crds::names::SESSION_UID_LABEL;
+use sidewinder_crds::names::{EVENT_CONTROLLER, SESSION_UID_LABEL};
 use sidewinder_crds::{DebugSession, Phase, conditions};
 use sidewinder_e2e::operator::Operator;
 use sidewinder_e2e::{answer, cache, session_client as sessions};
@@ -99,7 +100,7 @@ pub(crate) async fn check(
     may_fail: MayFail,
 ) -> Result<()> {
     let mut wrong = Vec::new();
-    let ended: Vec<Result<DebugSession>> = stream::iter(cases)
+    let ended: Vec<Result<Option<DebugSession>>> = stream::iter(cases)
         .map(|case| ended(world, case))
         .buffered(cases.len().max(1))
         .collect()
@@ -116,7 +117,8 @@ pub(crate) async fn check(
     }
     for (case, session) in cases.iter().zip(ended) {
         let checked = match session {
-            Ok(session) => one(world, case, &session, &runs, may_fail(case)).await,
+            Ok(Some(session)) => one(world, case, &session, &runs, may_fail(case)).await,
+            Ok(None) => never_ended(world, case, &runs),
             Err(error) => Err(error),
         };
         if let Err(error) = checked {
@@ -130,10 +132,25 @@ pub(crate) async fn check(
         cases.len(),
         wrong.join("\n")
     );
-    nothing_is_left(world, operator, round, cases, &pods).await
+    nothing_is_left(world, operator, round, cases, &pods).await?;
+    told_once(world, cases).await
 }
 
-async fn ended(world: &World<'_>, case: &Case) -> Result<DebugSession> {
+/// Waits for the end of a session, and of a script that is to end with it. `None`: it was deleted before.
+async fn ended(world: &World<'_>, case: &Case) -> Result<Option<DebugSession>> {
+    let all = world.namespace.sessions();
+    if case.flow == Flow::Deleted {
+        sidewinder_e2e::watch::until(&all, &case.name, SOON, "it to be gone", |it| it.is_none())
+            .await?;
+        case.stopped(world.namespace).await?;
+        return Ok(None);
+    }
+    let (session, ()) =
+        tokio::try_join!(ended_by_itself(world, case), case.stopped(world.namespace))?;
+    Ok(Some(session))
+}
+
+async fn ended_by_itself(world: &World<'_>, case: &Case) -> Result<DebugSession> {
     let outlives = case.flow == Flow::Outliving;
     let limit = SOON + Duration::from_secs(45);
     sessions::status(
@@ -155,6 +172,25 @@ async fn ended(world: &World<'_>, case: &Case) -> Result<DebugSession> {
     .await
 }
 
+/// How often the script of a case ran in a pod.
+fn count(runs: &BTreeMap<String, BTreeMap<String, usize>>, pod: &str, case: &Case) -> usize {
+    let runs = runs.get(pod).and_then(|runs| runs.get(&case.name));
+    runs.copied().unwrap_or_default()
+}
+
+/// What must hold of a session that was deleted while its script ran.
+fn never_ended(
+    world: &World<'_>,
+    case: &Case,
+    runs: &BTreeMap<String, BTreeMap<String, usize>>,
+) -> Result<()> {
+    let ends = world.ends.of(&case.name);
+    ensure!(ends.is_empty(), "it was deleted, and ended: {ends:#?}");
+    let count = count(runs, case.pod(), case);
+    ensure!(count == 1, "its script ran {count} times");
+    Ok(())
+}
+
 async fn one(
     world: &World<'_>,
     case: &Case,
@@ -163,26 +199,41 @@ async fn one(
     may_fail: &[Reason],
 ) -> Result<()> {
     let (complete, reason) = sessions::end_of(session)?;
-    let expected = if case.flow == Flow::Outliving {
-        !complete && reason == Reason::ScriptTimeout
-    } else {
-        complete && reason == Reason::Succeeded || may_fail.contains(&reason)
-    };
     let status = sessions::status_of(session)?;
+    let expected = match case.flow {
+        Flow::Outliving => !complete && reason == Reason::ScriptTimeout,
+        Flow::Cancelled => {
+            let disarmed = conditions::find(&status.conditions, conditions::DISARMED);
+            !complete
+                && reason == Reason::Cancelled
+                && disarmed.is_some_and(|condition| condition.status == "True")
+        }
+        _ => complete && reason == Reason::Succeeded || may_fail.contains(&reason),
+    };
     ensure!(
         expected,
         "it ended with {reason}, Complete: {complete}: {:?} {:?}",
         status.summary,
         status.conditions
     );
+    // That is another watch, which may hear of it later.
+    until(SOON, "the other watch to tell of its end", async || {
+        let heard = !world.ends.of(&case.name).is_empty();
+        Ok((!heard).then(|| case.name.clone()).into_iter().collect())
+    })
+    .await?;
     let ends = world.ends.of(&case.name);
-    ensure!(ends.len() == 1, "it ended more than once: {ends:#?}");
+    let last: Vec<String> = end(session).into_iter().collect();
+    ensure!(
+        ends == last,
+        "it ended more than once: {ends:#?}, then {last:#?}"
+    );
     for pod in &case.pods {
-        let count = runs
-            .get(pod)
-            .and_then(|runs| runs.get(&case.name))
-            .copied()
-            .unwrap_or_default();
+        let count = count(runs, pod, case);
+        ensure!(
+            count == 1 || !case.flow.is_long(),
+            "its script ran {count} times in {pod}"
+        );
         ensure!(count <= 1, "its script ran {count} times in {pod}");
         let target = status.targets.iter().find(|it| it.pod_name == *pod);
         let succeeded = target.is_some_and(|it| it.phase == Some(Phase::Succeeded));
@@ -219,6 +270,47 @@ async fn one(
         );
     }
     Ok(())
+}
+
+/// Nobody was told of an end twice.
+async fn told_once(world: &World<'_>, cases: &[Case]) -> Result<()> {
+    let events = world.namespace.api::<Event>();
+    let events = events.list(&ListParams::default()).await?;
+    let told = told(&events.items);
+    ensure!(
+        told.keys()
+            .any(|(_, session)| cases.iter().any(|case| case.name == *session)),
+        "no Event tells of any end"
+    );
+    let twice: Vec<_> = told.iter().filter(|(_, count)| **count > 1).collect();
+    ensure!(twice.is_empty(), "told more than once: {twice:?}");
+    Ok(())
+}
+
+/// How often Events tell of a session's end: by the object that they are about, and the session.
+fn told(events: &[Event]) -> BTreeMap<(String, String), i32> {
+    let mut told = BTreeMap::new();
+    for event in events {
+        let ours = event.reporting_controller.as_deref() == Some(EVENT_CONTROLLER);
+        // What is told under a name of its own is no end, and is there once at most.
+        if !ours || event.name_any().starts_with("sidewinder-") {
+            continue;
+        }
+        let about = event.regarding.clone().unwrap_or_default();
+        let (kind, name) = (
+            about.kind.unwrap_or_default(),
+            about.name.unwrap_or_default(),
+        );
+        let note = event.note.as_deref().unwrap_or_default();
+        let session = note
+            .strip_prefix("DebugSession ")
+            .and_then(|note| note.split(':').next())
+            .unwrap_or(&name)
+            .to_owned();
+        let count = event.series.as_ref().map_or(1, |series| series.count);
+        *told.entry((format!("{kind} {name}"), session)).or_default() += count;
+    }
+    told
 }
 
 /// Deletes the sessions, and looks for what they left.
@@ -314,6 +406,47 @@ pub(crate) async fn metrics(port: u16) -> Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+#[test]
+fn an_end_that_is_told_twice_is_seen() {
+    let event = |name: &str, kind: &str, of: &str, note: &str, series: Option<i32>| -> Event {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name}, "reportingController": EVENT_CONTROLLER, "note": note,
+            "regarding": {"kind": kind, "name": of}, "series": series.map(|count| {
+                serde_json::json!({"count": count, "lastObservedTime": "2026-01-01T00:00:00.000000Z"})
+            }),
+        }))
+        .unwrap()
+    };
+    let events = [
+        event("a.1", "DebugSession", "a", "stacks: Done.", None),
+        event("x.1", "Pod", "x", "DebugSession a: stacks: Done.", None),
+        event("x.2", "Pod", "x", "DebugSession b: stacks: Done.", None),
+        event("x.3", "Pod", "x", "DebugSession b: stacks: Lost.", None),
+        event("c.1", "DebugSession", "c", "stacks: Done.", Some(2)),
+        event(
+            "sidewinder-x-added",
+            "Pod",
+            "x",
+            "DebugSession a added y",
+            None,
+        ),
+        event(
+            "sidewinder-a-1-session",
+            "DebugSession",
+            "a",
+            "The script has ended",
+            None,
+        ),
+    ];
+    let told = told(&events);
+    let count = |about: &str, session: &str| told[&(about.to_owned(), session.to_owned())];
+    assert_eq!(told.len(), 4);
+    assert_eq!(count("DebugSession a", "a"), 1);
+    assert_eq!(count("Pod x", "a"), 1);
+    assert_eq!(count("Pod x", "b"), 2);
+    assert_eq!(count("DebugSession c", "c"), 2);
 }
 
 #[test]

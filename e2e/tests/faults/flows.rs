@@ -30,12 +30,16 @@ pub(crate) enum Flow {
     Refused,
     /// Runs a script in two pods.
     Fleet,
+    /// Runs a script that is cancelled.
+    Cancelled,
+    /// Runs a script, and is deleted meanwhile.
+    Deleted,
     /// Runs a script that cannot be stopped and outlives its session.
     Outliving,
 }
 
 impl Flow {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Stacks,
         Self::Exec,
         Self::Large,
@@ -43,6 +47,8 @@ impl Flow {
         Self::Waiting,
         Self::Refused,
         Self::Fleet,
+        Self::Cancelled,
+        Self::Deleted,
         Self::Outliving,
     ];
 
@@ -55,6 +61,8 @@ impl Flow {
             Self::Waiting => "waiting",
             Self::Refused => "refused",
             Self::Fleet => "fleet",
+            Self::Cancelled => "cancelled",
+            Self::Deleted => "deleted",
             Self::Outliving => "outliving",
         }
     }
@@ -62,10 +70,10 @@ impl Flow {
     /// The points at which it is disturbed: all of the two common flows, and of the others those that are theirs.
     fn points(self) -> &'static [Point] {
         use Point::{
-            Accepted, Acknowledged, Admitted, Answered, Ask, Asked, AwaitPod, AwaitedPod, End,
-            FallBack, FellBack, Finish, Finished, Gate, Inject, Injected, Noted, Open, Opened,
-            Patched, Record, Recorded, Report, Reported, ScriptEnded, Secret, SecretStored, Sent,
-            Stored, TakenUp, Told, Watch, Write, Written,
+            Abandon, Accepted, Acknowledged, Admitted, Answered, Ask, Asked, AwaitPod, AwaitedPod,
+            Begin, Cancel, CancelSent, End, FallBack, FellBack, Finish, Finished, Gate, Inject,
+            Injected, Noted, Open, Opened, Patched, Record, Recorded, Report, Reported,
+            ScriptEnded, Secret, SecretStored, Sent, Stored, TakenUp, Told, Watch, Write, Written,
         };
         match self {
             Self::Stacks => &[
@@ -96,6 +104,7 @@ impl Flow {
                 Written,
                 Recorded,
                 Ask,
+                Begin,
                 Sent,
                 Accepted,
                 Answered,
@@ -117,6 +126,8 @@ impl Flow {
             Self::Fleet => &[
                 Write, Written, Record, Recorded, Sent, Answered, Finish, Finished,
             ],
+            Self::Cancelled => &[Cancel, CancelSent, Answered],
+            Self::Deleted => &[Abandon],
             Self::Outliving => &[Watch, ScriptEnded, Told, Noted],
         }
     }
@@ -124,6 +135,16 @@ impl Flow {
     /// Whether its script counts itself.
     pub(crate) fn counts(self) -> bool {
         !matches!(self, Self::Stacks | Self::Refused)
+    }
+
+    /// Whether its script runs until somebody ends it.
+    pub(crate) fn is_long(self) -> bool {
+        matches!(self, Self::Cancelled | Self::Deleted)
+    }
+
+    /// Whether its sessions have pods of their own, which are used again and again.
+    pub(crate) fn has_own_pods(self) -> bool {
+        self.is_long() || matches!(self, Self::Fresh | Self::Refused | Self::Outliving)
     }
 }
 
@@ -135,7 +156,12 @@ pub(crate) struct Case {
     /// The session's name.
     pub(crate) name: String,
     pub(crate) pods: Vec<String>,
+    /// For a script that runs until it is ended: its `timeoutSeconds`.
+    pub(crate) long: i32,
 }
+
+/// For much longer than anything here takes.
+const LONG: i32 = 300;
 
 /// Every flow at every point of it. `round` begins the names of the sessions and of pods that can be used once.
 pub(crate) fn cases(round: &str) -> Vec<Case> {
@@ -153,13 +179,16 @@ pub(crate) fn cases(round: &str) -> Vec<Case> {
                 }
                 Flow::Fleet => FLEET.map(str::to_owned).to_vec(),
                 Flow::Waiting => vec![name.clone()],
-                Flow::Fresh | Flow::Refused | Flow::Outliving => vec![own],
+                Flow::Fresh | Flow::Refused | Flow::Cancelled | Flow::Deleted | Flow::Outliving => {
+                    vec![own]
+                }
             };
             Case {
                 flow,
                 point,
                 name,
                 pods,
+                long: LONG,
             }
         })
         .collect()
@@ -189,6 +218,15 @@ impl Case {
                     "{count}import base64, hashlib\ntext = base64.b64encode(os.urandom(1 << 20)).decode()\nprint(text, end='')\nhashlib.sha256(text.encode()).hexdigest()"
                 ),
             ),
+            Flow::Cancelled | Flow::Deleted => {
+                let running = self.running();
+                let script = format!(
+                    "{count}import time\nopen('{running}', 'w').close()\ntry:\n    while True:\n        time.sleep(0.05)\nfinally:\n    os.remove('{running}')\n"
+                );
+                let mut session = sessions::exec(&self.name, self.pod(), &script);
+                session.spec.timeout_seconds = self.long;
+                session
+            }
             Flow::Outliving => {
                 let mut session =
                     sessions::exec(&self.name, self.pod(), &format!("{count}{UNSTOPPABLE}"));
@@ -213,6 +251,11 @@ impl Case {
             });
         }
         session
+    }
+
+    /// The file that is there while a long script runs.
+    pub(crate) fn running(&self) -> String {
+        format!("/tmp/running-{}", self.name)
     }
 
     /// For [`Flow::Refused`], what brings a sidecar that the kernel refuses, and that the next session tries first.

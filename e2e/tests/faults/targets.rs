@@ -8,7 +8,7 @@ use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Pod, PodSchedulingGate, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use sidewinder_decode::Runtime;
 use sidewinder_decode::remote_exec::support;
@@ -25,6 +25,8 @@ use crate::stage::World;
 const AT_ONCE: usize = 8;
 /// How long a session may take to its point, all others on their way beside it.
 pub(crate) const SOON: Duration = Duration::from_secs(45);
+/// How long a script may run after its session was cancelled or deleted.
+const STOPPED: Duration = Duration::from_secs(12);
 
 /// The same program as a process that only `CAP_SYS_PTRACE` may look into: prctl(2), `PR_SET_DUMPABLE`.
 const NOT_DUMPABLE: &str =
@@ -35,17 +37,23 @@ const OURS: &str = "for process in /proc/[0-9]*; do kind=; case $(cat $process/c
     case \"$(tr '\\0' ' ' <$process/cmdline 2>/dev/null)\" in *' relay '*) kind=relay;; *' carrier '*) kind=carrier;; \
     *' agent '*) kind=agent;; esac;; esac";
 
-/// Kills everything of ours of this kind in a pod; there may be nothing.
-pub(crate) async fn kill(namespace: &TestNamespace, pod: &str, kind: &str) -> Result<()> {
-    let kill = format!("{OURS}; [ \"$kind\" = {kind} ] && kill -9 ${{process#/proc/}}; done; true");
-    namespace.shell_in(pod, &kill).await.map(drop)
+/// Kills everything of ours of this kind in a pod, and says how many there were.
+pub(crate) async fn kill(namespace: &TestNamespace, pod: &str, kind: &str) -> Result<usize> {
+    let kill = format!(
+        "count=0; {OURS}; [ \"$kind\" = {kind} ] && kill -9 ${{process#/proc/}} && count=$((count + 1)); done; echo $count"
+    );
+    let count = namespace.shell_in(pod, &kill).await?;
+    count
+        .trim()
+        .parse()
+        .with_context(|| format!("{count:?} is no number"))
 }
 
 /// Starts the pods of these cases that are used again and again.
 pub(crate) async fn start(namespace: &TestNamespace, cases: &[Case]) -> Result<Vec<String>> {
     let own = cases
         .iter()
-        .filter(|case| matches!(case.flow, Flow::Fresh | Flow::Refused | Flow::Outliving))
+        .filter(|case| case.flow.has_own_pods())
         .map(|case| (case.pod().to_owned(), case.flow));
     let warm = WARM.map(|name| (name.to_owned(), Flow::Exec));
     let fleet = FLEET.map(|name| (name.to_owned(), Flow::Fleet));
@@ -135,7 +143,8 @@ impl Case {
                     .await?;
                 Ok(())
             }
-            Flow::Fresh => kill(namespace, self.pod(), "agent").await,
+            // There may be none.
+            Flow::Fresh => kill(namespace, self.pod(), "agent").await.map(drop),
             Flow::Refused => {
                 kill(namespace, self.pod(), "agent").await?;
                 namespace.run(&self.before()).await.map(drop)
@@ -144,12 +153,58 @@ impl Case {
         }
     }
 
+    /// Waits until a long script runs, carried by one of ours.
+    pub(crate) async fn runs(&self, namespace: &TestNamespace) -> Result<()> {
+        if !self.flow.is_long() {
+            return Ok(());
+        }
+        let wait = format!(
+            "for i in $(seq 300); do [ -e {} ] && break; sleep 0.1; done; carriers=0; \
+             {OURS}; [ \"$kind\" = carrier ] && carriers=$((carriers + 1)); done; echo $carriers",
+            self.running()
+        );
+        let carriers = namespace.shell_in(self.pod(), &wait).await?;
+        ensure!(
+            carriers.trim() == "1",
+            "the script of {} runs in {}, carried by {carriers}",
+            self.name,
+            self.pod()
+        );
+        Ok(())
+    }
+
+    /// Waits until a long script has ended: that takes as long as an operator may take to have it stopped.
+    pub(crate) async fn stopped(&self, namespace: &TestNamespace) -> Result<()> {
+        if !self.flow.is_long() {
+            return Ok(());
+        }
+        let wait = format!(
+            "for i in $(seq {}); do [ -e {} ] || exit 0; sleep 0.1; done; exit 1",
+            STOPPED.as_secs() * 10,
+            self.running()
+        );
+        let waited = namespace.shell_in(self.pod(), &wait).await;
+        waited.map(drop).with_context(|| {
+            format!(
+                "its script still runs after {} s in {}",
+                STOPPED.as_secs(),
+                self.pod()
+            )
+        })
+    }
+
     /// Brings the session to its point, where that does not follow from the session alone.
     pub(crate) async fn approach(&self, world: &World<'_>) -> Result<()> {
         match (self.flow, self.point) {
             (Flow::Waiting, Point::AwaitedPod) => {
                 world.points.seen(&self.name, Point::AwaitPod, SOON).await?;
                 self.let_in(world.namespace).await
+            }
+            (Flow::Cancelled, _) => sessions::cancel(&world.namespace.sessions(), &self.name).await,
+            (Flow::Deleted, _) => {
+                let all = world.namespace.sessions();
+                all.delete(&self.name, &DeleteParams::default()).await?;
+                Ok(())
             }
             (Flow::Outliving, Point::ScriptEnded | Point::Told | Point::Noted) => {
                 world.points.seen(&self.name, Point::Watch, SOON).await?;

@@ -27,6 +27,8 @@ pub(crate) struct Agents {
     text: Arc<Mutex<String>>,
     /// How many streams end right after their first request.
     cuts: Arc<Mutex<u32>>,
+    /// How many streams cannot be opened.
+    away: Arc<Mutex<u32>>,
     /// Scripts that outlived their requests: their ends, or nothing where they are not known of.
     ends: Arc<Mutex<Option<Vec<ScriptEnd>>>>,
 }
@@ -41,6 +43,7 @@ impl Agents {
             stalls: Arc::default(),
             text: Arc::default(),
             cuts: Arc::default(),
+            away: Arc::default(),
             ends: Arc::default(),
         }
     }
@@ -69,6 +72,11 @@ impl Agents {
         self.hung_up.notify_waiters();
     }
 
+    /// The next streams cannot be opened.
+    pub(crate) fn away(&self, streams: u32) {
+        *self.away.lock().unwrap() = streams;
+    }
+
     /// Whoever watches is told these ends.
     pub(crate) fn tell(&self, ends: Vec<ScriptEnd>) {
         *self.ends.lock().unwrap() = Some(ends);
@@ -83,10 +91,15 @@ impl Agents {
 
     /// Whether a stream ends instead of answering.
     fn cuts(&self) -> bool {
-        let mut cuts = self.cuts.lock().unwrap();
-        let cut = *cuts > 0;
-        *cuts = cuts.saturating_sub(1);
-        cut
+        one_of(&self.cuts)
+    }
+
+    /// Fails where a stream cannot be opened.
+    fn reached(&self) -> Result<(), RelayError> {
+        if one_of(&self.away) {
+            return Err(RelayError::Unavailable("away".to_owned()));
+        }
+        Ok(())
     }
 
     pub(crate) fn runs(&self) -> Vec<Option<String>> {
@@ -100,8 +113,17 @@ impl Agents {
     }
 }
 
+/// Takes one, where one is left.
+fn one_of(left: &Mutex<u32>) -> bool {
+    let mut left = left.lock().unwrap();
+    let any = *left > 0;
+    *left = left.saturating_sub(1);
+    any
+}
+
 impl Connect for Agents {
     async fn connect(&self, _: &Endpoint) -> Result<Streams, RelayError> {
+        self.reached()?;
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (stdout, stdin) = tokio::io::split(ours);
         let (mut from, mut to) = tokio::io::split(theirs);

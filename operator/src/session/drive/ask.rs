@@ -124,6 +124,9 @@ impl<C: Connect> Run<'_, C> {
         request: &Request,
         cancel: bool,
     ) -> Result<(), RelayError> {
+        if cancel {
+            faults::at(Point::Cancel).await;
+        }
         if self.replies.is_none() {
             if cancel {
                 agent.cancel(&request.id).await?;
@@ -138,6 +141,7 @@ impl<C: Connect> Run<'_, C> {
         if cancel && !self.cancel_sent {
             agent.cancel(&request.id).await?;
             self.cancel_sent = true;
+            faults::at(Point::CancelSent).await;
         }
         Ok(())
     }

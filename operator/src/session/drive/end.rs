@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use sidewinder_crds::{DebugSession, SessionAction, conditions};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::board::Board;
 use super::run::Run;
@@ -17,11 +17,14 @@ use super::{Flow, Outcome, elapsed};
 use crate::error::Error;
 use crate::faults::{self, Point};
 use crate::fences::audit;
-use crate::relay::Reply;
 use crate::relay::connect::Connect;
+use crate::relay::{RelayError, Reply};
 use crate::session::result::{Finished, PodEnd, Reached};
 use crate::session::{Context, plan};
 use crate::telemetry;
+
+/// The pause before an agent that could not be told to stop is told again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 impl<C: Connect> Run<'_, C> {
     /// The session was deleted: whatever runs for it is stopped, within [`plan::CANCEL_LIMIT`].
@@ -31,18 +34,20 @@ impl<C: Connect> Run<'_, C> {
             info!("deleted");
             return;
         }
-        let id = self.session.uid().unwrap_or_default();
+        faults::at(Point::Abandon).await;
+        // Nobody comes after this task: the session that named the script is gone.
         let stop = async {
-            let agent = match (&self.agent, &self.entry.sidecar) {
-                (Some(agent), _) if !agent.is_closed() => Arc::clone(agent),
-                (_, Some(sidecar)) => self.context.pool.agent(&self.endpoint(sidecar)).await?,
-                _ => return Ok(()),
-            };
-            agent.cancel(&id).await?;
-            if let Some(replies) = &mut self.replies {
-                while replies.next().await? == Reply::Accepted {}
+            loop {
+                match self.stop().await {
+                    Err(error) if passes(&error) => {
+                        debug!(%error, "the agent cannot be told yet");
+                        self.agent = None;
+                        self.replies = None;
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    told => return told,
+                }
             }
-            agent.acknowledge(&id).await
         };
         match tokio::time::timeout(plan::CANCEL_LIMIT, stop).await {
             Ok(Ok(())) => info!("deleted while it ran; what ran was stopped"),
@@ -52,6 +57,32 @@ impl<C: Connect> Run<'_, C> {
             Err(_) => warn!("deleted while it ran; the agent did not confirm in time"),
         }
     }
+
+    /// Tells the agent to stop what runs, and to forget it.
+    async fn stop(&mut self) -> Result<(), RelayError> {
+        let id = self.session.uid().unwrap_or_default();
+        let agent = match (&self.agent, &self.entry.sidecar) {
+            (Some(agent), _) if !agent.is_closed() => Arc::clone(agent),
+            (_, Some(sidecar)) => self.context.pool.agent(&self.endpoint(sidecar)).await?,
+            _ => return Ok(()),
+        };
+        agent.cancel(&id).await?;
+        if let Some(replies) = &mut self.replies {
+            while replies.next().await? == Reply::Accepted {}
+        }
+        agent.acknowledge(&id).await
+    }
+}
+
+/// Whether another attempt at the same agent may go better.
+fn passes(error: &RelayError) -> bool {
+    matches!(
+        error,
+        RelayError::NodeUnreachable(_)
+            | RelayError::Unavailable(_)
+            | RelayError::Ended(_)
+            | RelayError::Silent(_)
+    )
 }
 
 /// Writes the end of the session and tells of it. `lone` is the end of a session without pods.

@@ -164,6 +164,7 @@ impl<'a, C: Connect> Run<'a, C> {
                 }
             }
             if self.may_begin(&step) {
+                faults::at(Point::Begin).await;
                 match self.at_the_gate().await? {
                     Said::Go => {}
                     Said::No(refusal) => {

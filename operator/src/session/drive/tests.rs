@@ -261,6 +261,21 @@ async fn an_answer_over_a_line_that_is_too_slow_is_not_waited_for_until_the_time
     assert_eq!(target["disarmed"], "StillArmed");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_deleted_session_stops_what_runs_for_it_when_its_agent_can_be_reached_again() {
+    let agents = Agents::new("i1", None);
+    agents.away(3);
+    let world = world(&agents, &carrying(), &interrupted("i1"));
+    world.signals.send_modify(|signal| signal.gone = true);
+    assert_eq!(world.drive().await, GONE);
+    // What was sent last may still be on its way.
+    let id = "5e55-1".to_owned();
+    while !agents.heard().contains(&ToAgent::Cancel { id: id.clone() }) {
+        tokio::task::yield_now().await;
+    }
+    assert!(agents.runs().is_empty());
+}
+
 #[tokio::test]
 async fn a_cancelled_script_is_stopped_and_its_session_says_so() {
     let agents = Agents::new("i1", None);
