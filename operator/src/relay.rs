@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use sidewinder_model::{PROTOCOL, Reason, Request, ScriptEnd, ToAgent, ToOperator};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,8 @@ pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(15);
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A stream that carried nothing for this long, pings unanswered, is given up.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(35);
+/// The same after a request was cancelled: a stream that was cut without a word must not keep a script running.
+const CANCEL_SILENCE_LIMIT: Duration = Duration::from_secs(3);
 /// How much of the relay's own words on stderr is kept.
 const STDERR_BYTES: usize = 2048;
 /// How long after the end of the output the relay's stderr may still arrive.
@@ -129,6 +131,8 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     closed: CancellationToken,
+    /// A request was cancelled.
+    cancelled: Notify,
 }
 
 impl Shared {
@@ -292,6 +296,7 @@ impl Agent {
                 ..State::default()
             }),
             closed: CancellationToken::new(),
+            cancelled: Notify::new(),
         });
         let open = traffic.opened();
         let (outbox, inbox) = mpsc::channel(64);
@@ -374,7 +379,9 @@ impl Agent {
     /// # Errors
     /// When the stream has closed.
     pub async fn cancel(&self, id: &str) -> Result<(), RelayError> {
-        self.send(&ToAgent::Cancel { id: id.to_owned() }).await
+        self.send(&ToAgent::Cancel { id: id.to_owned() }).await?;
+        self.shared.cancelled.notify_one();
+        Ok(())
     }
 
     /// Tells the agent that an outcome is safe.
@@ -461,13 +468,23 @@ async fn watch(outbox: mpsc::Sender<Vec<u8>>, shared: Arc<Shared>) {
         return;
     };
     loop {
-        tokio::time::sleep(PING_INTERVAL).await;
-        let silent = shared
-            .state()
-            .last_heard
-            .map_or(Duration::ZERO, |heard| heard.elapsed());
-        if silent >= SILENCE_LIMIT {
-            shared.close(RelayError::Silent(silent));
+        let cancelled = tokio::select! {
+            () = tokio::time::sleep(PING_INTERVAL) => false,
+            () = shared.cancelled.notified() => true,
+        };
+        let since = Instant::now();
+        if cancelled {
+            let _ = outbox.try_send(ping.clone());
+            tokio::time::sleep(CANCEL_SILENCE_LIMIT).await;
+        }
+        let heard = shared.state().last_heard.unwrap_or(since);
+        let dead = if cancelled {
+            heard < since
+        } else {
+            heard.elapsed() >= SILENCE_LIMIT
+        };
+        if dead {
+            shared.close(RelayError::Silent(heard.elapsed()));
             return;
         }
         // A full outbox means that something is being sent; the next round asks again.

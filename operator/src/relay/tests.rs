@@ -355,6 +355,40 @@ async fn an_agent_that_falls_silent_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cancelled_request_on_a_dead_line_ends_soon_and_on_a_living_one_goes_on() {
+    let (agent, _dead) = open().await;
+    let mut replies = agent.ask(&request("a")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let cancelled = tokio::time::Instant::now();
+    agent.cancel("a").await.unwrap();
+    let Err(RelayError::Silent(_)) = replies.next().await else {
+        panic!("a silent agent answered")
+    };
+    assert!(cancelled.elapsed() <= Duration::from_secs(4));
+
+    let (agent, mut peer) = open().await;
+    let mut replies = agent.ask(&request("a")).await.unwrap();
+    let play = async {
+        peer.next().await;
+        assert!(matches!(peer.next().await, Some(ToAgent::Cancel { .. })));
+        // It answers pings while it stops what runs.
+        let done = tokio::time::sleep(Duration::from_secs(9));
+        tokio::pin!(done);
+        tokio::select! {
+            () = &mut done => {}
+            other = peer.next() => panic!("{other:?}"),
+        }
+        peer.send(&ToOperator::Finished {
+            outcome: outcome("a", "stopped").into(),
+        })
+        .await;
+    };
+    agent.cancel("a").await.unwrap();
+    let (reply, ()) = tokio::join!(replies.next(), play);
+    assert_eq!(reply, Ok(Reply::Finished(outcome("a", "stopped").into())));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_answers_pings_may_work_for_long() {
     let (agent, mut peer) = open().await;
     let mut replies = agent.ask(&request("a")).await.unwrap();
