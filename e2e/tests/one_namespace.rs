@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
@@ -192,6 +192,7 @@ async fn installed(stage: &Stage, shop: &TestNamespace, other: &TestNamespace) -
     let accounts = json!([{"namespace": NAMESPACE, "serviceAccount": names::OPERATOR}]);
     stage.install_for_the_cluster(&accounts).await?;
     known(stage, shop).await?;
+    let_through(shop, &early).await?;
 
     // First the one that nobody serves, so that it was there all the time.
     let ignored = sessions::stacks("ignored", "idle");
@@ -209,6 +210,29 @@ async fn installed(stage: &Stage, shop: &TestNamespace, other: &TestNamespace) -
     let now = other.pods().get("idle").await?;
     ensure!(ephemeral_containers(&now).is_empty());
     Ok(())
+}
+
+/// Waits until the operator lets a session like this one through: what it saw of the policies it believes for a moment,
+/// which nothing tells. Asked by dry runs.
+async fn let_through(shop: &TestNamespace, like: &DebugSession) -> Result<()> {
+    let asked = async {
+        let mut number = 0;
+        loop {
+            let mut session = like.clone();
+            session.metadata.name = Some(format!("{}-again-{number}", like.name_any()));
+            session.spec.dry_run = true;
+            let ended = shop.run(&session).await?;
+            match sessions::end_of(&ended)? {
+                (true, Reason::DryRun) => return Ok(()),
+                (false, Reason::PolicyDenied) => {}
+                other => bail!("{other:?}"),
+            }
+            number += 1;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let asked = tokio::time::timeout(SOON, asked).await;
+    asked.context("nothing is let through")?
 }
 
 /// Waits until the API server holds the operator's account as the policies now say, and nobody else for it.

@@ -66,6 +66,8 @@ impl<C: Connect> Run<'_, C> {
                 return Ok(Flow::Continue);
             };
             tokio::select! {
+                // What the agent has said counts, however late it is looked at.
+                biased;
                 reply = replies.next() => match reply {
                     Ok(Reply::Accepted) => faults::at(Point::Accepted).await,
                     Ok(Reply::ScriptEnded(_)) => {}
