@@ -502,6 +502,12 @@ async fn uninstalled(stage: &Stage, shop: &TestNamespace) -> Result<()> {
         "{}",
         left(&[of_the_cluster])?
     );
+    // The Deployment goes before its pods.
+    let operators = format!("--selector={}={}", names::APP_LABEL, names::APP);
+    let mut gone = stage.cluster.kubectl_command()?;
+    gone.args([&uninstall, "wait", "pods", &operators, "--for=delete"])
+        .arg("--timeout=50s");
+    command::text(&mut gone, HELM)?;
     let of_the_owner =
         "deployments,services,serviceaccounts,configmaps,roles,rolebindings,networkpolicies,pods";
     ensure!(

@@ -112,10 +112,10 @@ impl Cut {
                 ) | (Flow::Large, Point::SecretStored)
                     | (Flow::Fresh, Point::Admitted | Point::Patched)
                     | (Flow::Fleet, Point::Recorded)
-                    | (Flow::Cancelled, Point::CancelSent)
                     | (Flow::Outliving, Point::Watch)
             ),
-            _ => true,
+            // The ten seconds in which a cancellation has to be confirmed pass while the session is held there.
+            _ => (case.flow, case.point) != (Flow::Cancelled, Point::CancelSent),
         }
     }
 }
